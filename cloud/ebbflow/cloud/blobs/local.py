@@ -1,0 +1,97 @@
+"""Blobs in a local folder: `<folder>/ab/abcdef…`, one file each."""
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ebbflow.cloud.blobs.base import CHUNK_BYTES, Blob
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.files import atomic, full_disk_named, sync_folder
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class LocalBlobStore:
+    """The default store. Several processes may share a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Uses `folder`, which is made if it is not there."""
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def put(self, chunks: Iterable[bytes]) -> Blob:
+        """See `BlobStore.put`."""
+        digest, size_bytes = hashlib.sha256(), 0
+        descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=".put.")
+        temporary = Path(name)
+        try:
+            with full_disk_named(self.folder), os.fdopen(descriptor, "wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    size_bytes += len(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+                self._keep(temporary, digest.hexdigest())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return Blob(digest.hexdigest(), size_bytes)
+
+    def put_file(self, path: Path) -> Blob:
+        """See `BlobStore.put_file`."""
+        return self.put(_chunks(path))
+
+    def open(self, sha256: str, offset_bytes: int = 0) -> Iterator[bytes]:
+        """See `BlobStore.open`."""
+        return self._stream(sha256, self._existing(sha256), offset_bytes)
+
+    def size(self, sha256: str) -> int:
+        """See `BlobStore.size`."""
+        return self._existing(sha256).stat().st_size
+
+    def read(self, sha256: str) -> bytes:
+        """See `BlobStore.read`."""
+        return b"".join(self.open(sha256))
+
+    def fetch(self, sha256: str, path: Path) -> None:
+        """See `BlobStore.fetch`."""
+        with atomic(path) as file:
+            for chunk in self.open(sha256):
+                file.write(chunk)
+
+    def has(self, sha256: str) -> bool:
+        """See `BlobStore.has`."""
+        return bool(_SHA256.fullmatch(sha256)) and self._path(sha256).is_file()
+
+    def _path(self, sha256: str) -> Path:
+        return self.folder / sha256[:2] / sha256
+
+    def _existing(self, sha256: str) -> Path:
+        if not self.has(sha256):
+            raise EbbflowError(Reason.BLOB_NOT_FOUND, f"no blob {sha256[:64]}", sha256=sha256[:64])
+        return self._path(sha256)
+
+    def _keep(self, temporary: Path, sha256: str) -> None:
+        path = self._path(sha256)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+    def _stream(self, sha256: str, path: Path, offset_bytes: int) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        for chunk in _chunks(path, offset_bytes):
+            digest.update(chunk)
+            yield chunk
+        if offset_bytes == 0 and digest.hexdigest() != sha256:
+            raise EbbflowError(Reason.FILE_CORRUPT, f"blob {sha256} is damaged in {self.folder}", sha256=sha256)
+
+
+def _chunks(path: Path, offset_bytes: int = 0) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(offset_bytes)
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,1 @@
+"""The cloud's processes: serve, teach, work, gate, and what starts them."""

@@ -1,0 +1,1 @@
+"""The SQL registry: what the cloud remembers. Weights are never in it."""

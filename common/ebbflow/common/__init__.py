@@ -1,0 +1,1 @@
+"""What cloud and edge must agree on, and nothing else."""
