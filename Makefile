@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
-EXTRAS ?= cloud,edge-torch,postgres,dev
+EXTRAS ?= cloud,edge-torch,postgres,s3,dev
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 

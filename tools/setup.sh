@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the virtual environment that the Makefile's targets run in. Says what is missing and how to get it.
 set -eu
-PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv} EXTRAS=${EXTRAS:-cloud,edge-torch,postgres,dev}
+PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv} EXTRAS=${EXTRAS:-cloud,edge-torch,postgres,s3,dev}
 
 fail() { echo "ebbflow: $1" >&2; exit 1; }
 

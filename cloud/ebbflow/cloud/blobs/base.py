@@ -1,12 +1,19 @@
 """What every blob store promises."""
 
+import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ebbflow.common.errors import EbbflowError, Reason
+
 CHUNK_BYTES = 256 * 1024
 """Size of the chunks that stores yield: the fastest over a gRPC stream on loopback, between 64 KiB and 1 MiB."""
+
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -78,3 +85,17 @@ class BlobStore(Protocol):
     def has(self, sha256: str) -> bool:
         """Whether the file is there."""
         ...
+
+
+def checked(chunks: Iterable[bytes], sha256: str | None, where: str) -> Iterator[bytes]:
+    """Passes chunks on and, unless `sha256` is None, checks the hash of them all at the end.
+
+    Raises:
+        EbbflowError: FILE_CORRUPT after the last chunk if they do not hash to `sha256`.
+    """
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        yield chunk
+    if sha256 is not None and digest.hexdigest() != sha256:
+        raise EbbflowError(Reason.FILE_CORRUPT, f"blob {sha256} is damaged in {where}", sha256=sha256)

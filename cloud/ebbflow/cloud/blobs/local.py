@@ -2,16 +2,13 @@
 
 import hashlib
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ebbflow.cloud.blobs.base import CHUNK_BYTES, Blob
+from ebbflow.cloud.blobs.base import CHUNK_BYTES, SHA256, Blob, checked
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import atomic, full_disk_named, sync_folder
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class LocalBlobStore:
@@ -47,7 +44,8 @@ class LocalBlobStore:
 
     def open(self, sha256: str, offset_bytes: int = 0) -> Iterator[bytes]:
         """See `BlobStore.open`."""
-        return self._stream(sha256, self._existing(sha256), offset_bytes)
+        chunks = _chunks(self._existing(sha256), offset_bytes)
+        return checked(chunks, sha256 if offset_bytes == 0 else None, str(self.folder))
 
     def size(self, sha256: str) -> int:
         """See `BlobStore.size`."""
@@ -65,7 +63,7 @@ class LocalBlobStore:
 
     def has(self, sha256: str) -> bool:
         """See `BlobStore.has`."""
-        return bool(_SHA256.fullmatch(sha256)) and self._path(sha256).is_file()
+        return bool(SHA256.fullmatch(sha256)) and self._path(sha256).is_file()
 
     def _path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256
@@ -80,14 +78,6 @@ class LocalBlobStore:
         path.parent.mkdir(exist_ok=True, mode=0o700)
         temporary.replace(path)
         sync_folder(path.parent)
-
-    def _stream(self, sha256: str, path: Path, offset_bytes: int) -> Iterator[bytes]:
-        digest = hashlib.sha256()
-        for chunk in _chunks(path, offset_bytes):
-            digest.update(chunk)
-            yield chunk
-        if offset_bytes == 0 and digest.hexdigest() != sha256:
-            raise EbbflowError(Reason.FILE_CORRUPT, f"blob {sha256} is damaged in {self.folder}", sha256=sha256)
 
 
 def _chunks(path: Path, offset_bytes: int = 0) -> Iterator[bytes]:

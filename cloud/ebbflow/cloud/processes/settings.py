@@ -22,7 +22,11 @@ class CloudSettings(BaseSettings):
     registry_url: str = Field(
         default="", description="SQLAlchemy URL of the registry; empty means SQLite in the folder."
     )
-    blobs: Path | None = Field(default=None, description="Folder of the blob store; unset means inside the cloud's.")
+    blobs: str = Field(
+        default="",
+        description="Folder of the blob store, or s3://bucket/prefix; empty means inside the cloud's folder.",
+    )
+    s3_endpoint: str = Field(default="", description="URL of an S3-compatible service; empty means Amazon's.")
 
     listen: str = Field(default="127.0.0.1:8443", description="Address of the mutually authenticated listener.")
     enrol_listen: str = Field(default="127.0.0.1:8444", description="Address of the listener for enrolment.")
@@ -95,5 +99,17 @@ class CloudSettings(BaseSettings):
         return self.registry_url or self.paths.registry_url
 
     def blob_store(self) -> BlobStore:
-        """Opens the blob store."""
-        return LocalBlobStore(self.blobs or self.paths.blobs)
+        """Opens the blob store.
+
+        Raises:
+            EbbflowError: CONFIG_INVALID, SERVER_UNAVAILABLE; EXTRA_MISSING if S3's client is not installed.
+        """
+        if not self.blobs.startswith("s3://"):
+            return LocalBlobStore(Path(self.blobs) if self.blobs else self.paths.blobs)
+        try:
+            from ebbflow.cloud.blobs.s3 import S3BlobStore
+        except ModuleNotFoundError as error:
+            message = "a bucket needs the extra `s3`: pip install 'ebbflow[s3]'"
+            raise EbbflowError(Reason.EXTRA_MISSING, message) from error
+        bucket, _, prefix = self.blobs.removeprefix("s3://").partition("/")
+        return S3BlobStore(bucket, f"{prefix.rstrip('/')}/" if prefix else "", self.s3_endpoint or None)

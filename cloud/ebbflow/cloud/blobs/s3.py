@@ -1,0 +1,106 @@
+"""Blobs in a bucket of any service that speaks the S3 API: `<prefix>ab/abcdef…`, one object each."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from ebbflow.cloud.blobs.base import CHUNK_BYTES, SHA256, Blob, checked
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.files import atomic, full_disk_named
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+class S3BlobStore:
+    """The cluster's store. Credentials come from boto3's usual places: environment, profile or role."""
+
+    def __init__(self, bucket: str, prefix: str = "", endpoint_url: str | None = None) -> None:
+        """Uses a bucket that exists.
+
+        Raises:
+            EbbflowError: CONFIG_INVALID if the bucket is not there or not ours; SERVER_UNAVAILABLE if nobody answers.
+        """
+        self.bucket, self.prefix = bucket, prefix
+        retries = Config(retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5, read_timeout=60)
+        self._client: S3Client = boto3.client("s3", endpoint_url=endpoint_url, config=retries)
+        try:
+            self._client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            message = f"the bucket {bucket} is not there, or this process may not use it"
+            raise EbbflowError(Reason.CONFIG_INVALID, message, bucket=bucket) from error
+        except BotoCoreError as error:
+            raise EbbflowError(
+                Reason.SERVER_UNAVAILABLE, f"the object store of bucket {bucket} does not answer"
+            ) from error
+
+    def put(self, chunks: Iterable[bytes]) -> Blob:
+        """See `BlobStore.put`. The name is known only at the end, so the bytes wait in a temporary file."""
+        digest, size_bytes = hashlib.sha256(), 0
+        with full_disk_named(Path(tempfile.gettempdir())), tempfile.TemporaryFile() as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                size_bytes += len(chunk)
+                file.write(chunk)
+            file.seek(0)
+            self._upload(digest.hexdigest(), file)
+        return Blob(digest.hexdigest(), size_bytes)
+
+    def put_file(self, path: Path) -> Blob:
+        """See `BlobStore.put_file`."""
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size_bytes = file.tell()
+            file.seek(0)
+            self._upload(sha256, file)
+        return Blob(sha256, size_bytes)
+
+    def open(self, sha256: str, offset_bytes: int = 0) -> Iterator[bytes]:
+        """See `BlobStore.open`."""
+        if self.size(sha256) <= offset_bytes and offset_bytes:
+            return iter(())
+        request: dict[str, Any] = {"Range": f"bytes={offset_bytes}-"} if offset_bytes else {}
+        body = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256), **request)["Body"]
+        return checked(body.iter_chunks(CHUNK_BYTES), sha256 if offset_bytes == 0 else None, f"s3://{self.bucket}")
+
+    def size(self, sha256: str) -> int:
+        """See `BlobStore.size`."""
+        if not SHA256.fullmatch(sha256):
+            raise EbbflowError(Reason.BLOB_NOT_FOUND, f"no blob {sha256[:64]}", sha256=sha256[:64])
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(sha256))["ContentLength"]
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:  # noqa: PLR2004 - HTTP's "not found"
+                raise
+            raise EbbflowError(Reason.BLOB_NOT_FOUND, f"no blob {sha256}", sha256=sha256) from error
+
+    def read(self, sha256: str) -> bytes:
+        """See `BlobStore.read`."""
+        return b"".join(self.open(sha256))
+
+    def fetch(self, sha256: str, path: Path) -> None:
+        """See `BlobStore.fetch`."""
+        with atomic(path) as file:
+            for chunk in self.open(sha256):
+                file.write(chunk)
+
+    def has(self, sha256: str) -> bool:
+        """See `BlobStore.has`."""
+        try:
+            return self.size(sha256) >= 0
+        except EbbflowError:
+            return False
+
+    def _key(self, sha256: str) -> str:
+        return f"{self.prefix}{sha256[:2]}/{sha256}"
+
+    def _upload(self, sha256: str, file: IO[bytes]) -> None:
+        # An object appears whole or not at all; uploading it again would only cost time.
+        if not self.has(sha256):
+            self._client.upload_fileobj(file, self.bucket, self._key(sha256))

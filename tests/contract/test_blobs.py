@@ -1,0 +1,129 @@
+"""What every blob store promises."""
+
+import hashlib
+import os
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+
+from ebbflow.cloud.blobs.base import CHUNK_BYTES, BlobStore
+from ebbflow.cloud.blobs.local import LocalBlobStore
+from ebbflow.cloud.blobs.s3 import S3BlobStore
+from ebbflow.common.errors import EbbflowError, Reason
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
+    if request.param == "local":
+        return LocalBlobStore(tmp_path / "blobs")
+    endpoint = request.getfixturevalue("s3_endpoint")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    bucket = uuid.uuid4().hex
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
+    return S3BlobStore(bucket, "ebbflow/", endpoint)
+
+
+def damage(store: BlobStore, sha256: str, data: bytes) -> None:
+    if isinstance(store, LocalBlobStore):
+        (store.folder / sha256[:2] / sha256).write_bytes(data)
+    elif isinstance(store, S3BlobStore):
+        store._client.put_object(Bucket=store.bucket, Key=store._key(sha256), Body=data)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(chunks=st.lists(st.binary(max_size=2000), max_size=20), offset=st.integers(0, 3000))
+def test_what_is_put_comes_back_from_any_offset(chunks: list[bytes], offset: int, store: BlobStore) -> None:
+    data = b"".join(chunks)
+    blob = store.put(chunks)
+    assert blob.sha256 == hashlib.sha256(data).hexdigest()
+    assert blob.size_bytes == len(data) == store.size(blob.sha256)
+    assert store.read(blob.sha256) == data
+    assert b"".join(store.open(blob.sha256, offset)) == data[offset:]
+
+
+def test_putting_again_is_harmless(store: BlobStore) -> None:
+    assert store.put([b"a"]) == store.put([b"a"])
+
+
+def test_a_file_and_its_chunks_are_one_blob(store: BlobStore, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(1000))
+    assert store.put_file(path) == store.put([path.read_bytes()])
+
+
+def test_chunks_stay_small(store: BlobStore) -> None:
+    blob = store.put([os.urandom(CHUNK_BYTES * 2 + 5)])
+    sizes = [len(chunk) for chunk in store.open(blob.sha256)]
+    assert sum(sizes) == CHUNK_BYTES * 2 + 5
+    assert max(sizes) <= CHUNK_BYTES
+
+
+@pytest.mark.parametrize("name", ["0" * 64, "", "../../etc/passwd", "A" * 64])
+def test_an_unknown_name_is_named_before_the_first_chunk(store: BlobStore, name: str) -> None:
+    assert not store.has(name)
+    with pytest.raises(EbbflowError) as caught:
+        store.open(name)
+    assert caught.value.reason is Reason.BLOB_NOT_FOUND
+
+
+def test_a_damaged_blob_is_never_delivered_as_good(store: BlobStore, tmp_path: Path) -> None:
+    blob = store.put([b"weights" * 1000])
+    damage(store, blob.sha256, b"weights" * 999 + b"Weights")
+    for read in (lambda: store.read(blob.sha256), lambda: store.fetch(blob.sha256, tmp_path / "copy")):
+        with pytest.raises(EbbflowError) as caught:
+            read()
+        assert caught.value.reason is Reason.FILE_CORRUPT
+    assert not (tmp_path / "copy").exists()
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(store: BlobStore) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"first"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        store.put(broken())
+    assert not store.has(hashlib.sha256(b"first").hexdigest())
+    if isinstance(store, LocalBlobStore):
+        assert list(store.folder.iterdir()) == []
+
+
+def test_a_bucket_that_is_not_there_is_named(s3_endpoint: str, store: BlobStore) -> None:
+    with pytest.raises(EbbflowError, match="no-such-bucket") as caught:
+        S3BlobStore("no-such-bucket", "", s3_endpoint)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)], check=True)
+    try:
+        store = LocalBlobStore(mount)
+        small = store.put([b"kept"])
+        with pytest.raises(EbbflowError) as caught:
+            store.put([os.urandom(1024)] * 100)
+        assert caught.value.reason is Reason.DISK_FULL
+        assert store.read(small.sha256) == b"kept"
+        assert [path for path in mount.iterdir() if path.name.startswith(".put")] == []
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
