@@ -114,6 +114,7 @@ class Reason(Enum):
     )
     BUDGET_EXHAUSTED = Entry(Code.RESOURCE_EXHAUSTED, "The window's budget is spent; the next window renews it.")
     PLAN_UNTRUSTED = Entry(Code.FAILED_PRECONDITION, "The plan's signature does not verify; the agent stays silent.")
+    PLAN_INVALID = Entry(Code.FAILED_PRECONDITION, "The agent stays silent. Open a round whose plan is sound.")
     POLICY_TOO_WEAK = Entry(Code.FAILED_PRECONDITION, "Raise the agent's own ceiling in its configuration, or refuse.")
 
     # Trust and delivery
@@ -131,6 +132,8 @@ class Reason(Enum):
     CONFIG_INVALID = Entry(Code.INVALID_ARGUMENT, "Correct the settings that the message names.")
     NOT_INITIALISED = Entry(Code.FAILED_PRECONDITION, "Run `ebbflow cloud init` first.")
     NOT_ENROLLED = Entry(Code.FAILED_PRECONDITION, "Run `ebbflow-edge enrol` with a token first.")
+    ALREADY_ENROLLED = Entry(Code.FAILED_PRECONDITION, "Use `--force` to give the device a new identity.")
+    AGENT_RUNNING = Entry(Code.FAILED_PRECONDITION, "Stop the other process, or use another state folder.")
     SCHEMA_OUTDATED = Entry(Code.FAILED_PRECONDITION, "Stop the servers and run `ebbflow cloud db upgrade`.")
     SCHEMA_NEWER = Entry(Code.FAILED_PRECONDITION, "The database belongs to a newer version; upgrade this software.")
     DATABASE_UNAVAILABLE = Entry(Code.UNAVAILABLE, "Start the database or correct its URL.")
@@ -142,6 +145,10 @@ class Reason(Enum):
     FILE_CORRUPT = Entry(Code.DATA_LOSS, "Restore the file from a copy or make it again.")
     CHECKPOINT_UNREADABLE = Entry(Code.INVALID_ARGUMENT, "Point to a folder that transformers can load.")
     CORPUS_INVALID = Entry(Code.INVALID_ARGUMENT, "Every line must be JSON with the fields 'topic' and 'text'.")
+    WEIGHTS_INVALID = Entry(
+        Code.INVALID_ARGUMENT,
+        "The training diverged or the checkpoint is damaged: lower the learning rate, or begin anew.",
+    )
     TEACHER_MISMATCH = Entry(Code.INVALID_ARGUMENT, "Teacher and student need the same tokenizer.")
     TRAINING_DIVERGED = Entry(Code.FAILED_PRECONDITION, "Start again with a lower learning rate or more warm-up steps.")
     EXTRA_MISSING = Entry(Code.FAILED_PRECONDITION, "Install the extra that the message names.")

@@ -295,8 +295,13 @@ class GetModelStatusResponse(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
+    DISCONNECTED_REASON_FIELD_NUMBER: _builtins.int
     connected: _builtins.bool
     """Whether the agent has a live line to the cloud."""
+    disconnected_reason: _builtins.str
+    """Why there is no line, as a word of the error catalogue, such as "SERVER_UNAVAILABLE" or "AGENT_QUARANTINED". Empty
+    while there is one, and before the first attempt.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]:
         """One entry for each student on the device."""
@@ -306,10 +311,11 @@ class GetModelStatusResponse(_message.Message):
         *,
         models: _abc.Iterable[Global___ModelStatus] | None = ...,
         connected: _builtins.bool = ...,
+        disconnected_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "disconnected_reason", b"disconnected_reason", "models", b"models"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,179 @@
+"""`ebbflow distillation`: runs that make releases."""
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ebbflow.cli import values
+from ebbflow.cli.options import Limit, Output, connect, example, group, request_id
+from ebbflow.cli.output import Column, Format, print_list, print_one, when, word
+from ebbflow.cli.watching import WATCH_S, Reading, follow, remaining
+from ebbflow.common.errors import EbbflowError, Reason
+
+if TYPE_CHECKING:
+    from ebbflow.client.admin import AdminClient
+
+app = group("Distillations: runs that make releases.", "ebbflow distillation start faq --steps 2000 --wait")
+
+Name = Annotated[str, typer.Argument(metavar="DISTILLATION", help='Such as "6f0a".')]
+
+
+def _state(distillation: Any) -> str:
+    from ebbflow.api.v1.distillation_pb2 import Distillation
+
+    return word(Distillation.State, distillation.state)
+
+
+COLUMNS: list[Column] = [
+    ("NAME", lambda distillation: distillation.name),
+    ("STUDENT", lambda distillation: distillation.student),
+    ("STATE", _state),
+    ("STEP", lambda distillation: f"{distillation.step}/{distillation.recipe.steps}"),
+    ("LOSS", lambda distillation: f"{distillation.loss:.4f}"),
+    ("ROUND", lambda distillation: distillation.round),
+    ("RELEASE", lambda distillation: distillation.release),
+    ("CREATED (UTC)", lambda distillation: when(distillation.create_time)),
+]
+
+
+@app.command(
+    epilog=example(
+        "ebbflow distillation start faq --steps 2000 --batch-size 32 --wait",
+        "ebbflow distillation start faq --steps 500 --base-release faq/1 --round 5c1e",
+    )
+)
+def start(
+    context: typer.Context,
+    student: Annotated[str, typer.Argument(help='Such as "faq".')],
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 16,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of one sequence.")] = 256,
+    gradient_accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of one step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    warmup_steps: Annotated[int, typer.Option(min=0, help="0 means a twentieth of the steps.")] = 0,
+    kl_weight: Annotated[float, typer.Option(min=0, max=1, help="Weight of the teacher; data has the rest.")] = 0.7,
+    temperature: Annotated[float, typer.Option(min=0, help="Softmax temperature; 0 means 1.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
+    base_release: Annotated[str, typer.Option(help='Release to begin from, such as "faq/1".')] = "",
+    round_: Annotated[str, typer.Option("--round", help="Round whose feedback gives the mixture.")] = "",
+    mixture: Annotated[list[str] | None, typer.Option(help="topic=share; repeatable; overrides --round.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch until it has ended; fail if it fails.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Queues a distillation; a worker claims it."""
+    from ebbflow.api.v1.distillation_pb2 import CreateDistillationRequest, Distillation, Recipe
+
+    recipe = Recipe(
+        steps=steps,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        gradient_accumulation=gradient_accumulation,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        kl_weight=kl_weight,
+        temperature=temperature,
+        seed=seed,
+    )
+    distillation = Distillation(
+        student=values.full_name("students", student),
+        recipe=recipe,
+        base_release=values.release_name(base_release) if base_release else "",
+        round=values.full_name("rounds", round_) if round_ else "",
+        mixture=values.shares(mixture or []),
+    )
+    request = CreateDistillationRequest(distillation=distillation, request_id=request_id())
+    with connect(context) as client:
+        made = client.distillations.CreateDistillation(request).distillation
+        if wait:
+            made = _follow(client, made.name)
+        _print(output, made)
+    if wait:
+        _check(made)
+
+
+@app.command(epilog=example("ebbflow distillation watch 6f0a"))
+def watch(context: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
+    """Shows progress until a distillation has ended; fails if it fails."""
+    with connect(context) as client:
+        last = _follow(client, values.full_name("distillations", name))
+        _print(output, last)
+    _check(last)
+
+
+@app.command("list", epilog=example("ebbflow distillation list --student faq"))
+def list_(
+    context: typer.Context,
+    student: Annotated[str, typer.Option(help="Only this student's.")] = "",
+    limit: Limit = 0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Lists distillations, newest first."""
+    from ebbflow.api.v1.distillation_pb2 import ListDistillationsRequest
+    from ebbflow.client.admin import listed
+
+    request = ListDistillationsRequest(student=values.full_name("students", student) if student else "")
+    with connect(context) as client:
+        items = listed(client.distillations.ListDistillations, request, "distillations", limit)
+        print_list(output, items, COLUMNS)
+
+
+@app.command(epilog=example("ebbflow distillation show 6f0a -o json"))
+def show(context: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
+    """Shows one distillation."""
+    from ebbflow.api.v1.distillation_pb2 import GetDistillationRequest
+
+    request = GetDistillationRequest(name=values.full_name("distillations", name))
+    with connect(context) as client:
+        print_one(output, client.distillations.GetDistillation(request).distillation)
+
+
+@app.command(epilog=example("ebbflow distillation cancel 6f0a"))
+def cancel(context: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
+    """Stops a distillation; what it has trained is not released."""
+    from ebbflow.api.v1.distillation_pb2 import CancelDistillationRequest
+
+    request = CancelDistillationRequest(name=values.full_name("distillations", name))
+    with connect(context) as client:
+        _print(output, client.distillations.CancelDistillation(request).distillation)
+
+
+def reading(distillation: Any, now: dt.datetime) -> Reading:
+    """Says what to show of a running distillation."""
+    notes = []
+    if distillation.step:
+        notes = [f"loss {distillation.loss:.4f}", f"{distillation.tokens_per_second:,.0f} tokens/s"]
+    if distillation.HasField("eta_time") and _state(distillation) == "running":
+        left = distillation.eta_time.ToDatetime(dt.UTC) - now
+        notes.append(f"{remaining(left.total_seconds())} left")
+    return Reading(_state(distillation), distillation.step, distillation.recipe.steps, ", ".join(notes))
+
+
+def _follow(client: "AdminClient", name: str) -> Any:
+    from ebbflow.api.v1.distillation_pb2 import WatchDistillationRequest
+
+    def stream() -> Iterator[Any]:
+        request = WatchDistillationRequest(name=name)
+        for answer in client.distillations.WatchDistillation(request, timeout=WATCH_S):
+            yield answer.distillation
+
+    return follow(
+        name,
+        stream,
+        lambda distillation: reading(distillation, dt.datetime.now(dt.UTC)),
+        lambda distillation: _state(distillation) in {"succeeded", "failed", "cancelled"},
+    )
+
+
+def _check(distillation: Any) -> None:
+    if (state := _state(distillation)) != "succeeded":
+        message = f"{distillation.name} {state}" + (f": {distillation.error}" if distillation.error else "")
+        raise EbbflowError(Reason.STATE_CONFLICT, message, name=distillation.name)
+
+
+def _print(output: Format, distillation: Any) -> None:
+    if output is Format.JSON:
+        print_one(output, distillation)
+    else:
+        print_list(output, [distillation], COLUMNS)

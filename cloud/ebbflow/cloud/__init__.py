@@ -1,0 +1,1 @@
+"""The cloud service: teaches, distils, releases, rolls out and learns from feedback."""

@@ -1,0 +1,1 @@
+"""Opens rounds, checks and keeps batches, aggregates them."""

@@ -1,0 +1,125 @@
+"""Makes a round's plan out of a student's policy and bins, and signs it."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from securesystemslib.signer import Signer
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.distillation import corpus
+from ebbflow.cloud.release import keys
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.calibration import calibrate, complete_policy
+from ebbflow.common.privacy.plans import MAX_BINS, MIN_NULL_BINS, check_plan
+from ebbflow.common.privacy.vector import sensitivity_squared
+from ebbflow.common.privacy.windows import window_name
+
+TEXTS_PER_BIN = 4
+TEXT_CHARACTERS = 400
+DEFAULT_MAX_USERS = 1000
+
+
+class PlanSigner:
+    """Signs plans with the key that the TUF targets role delegates "feedback" to."""
+
+    def __init__(self, signer: Signer) -> None:
+        """Takes any signer of securesystemslib."""
+        self._signer = signer
+
+    @classmethod
+    def load(cls, path: Path) -> "PlanSigner":
+        """Reads the key from a PEM file such as "keys/feedback.pem".
+
+        Raises:
+            EbbflowError: NOT_INITIALISED, FILE_CORRUPT.
+        """
+        return cls(keys.load(path.parent, path.stem))
+
+    def sign(self, plan: pb.RoundPlan) -> pb.SignedPlan:
+        """Serialises a plan and signs these very bytes."""
+        data = plan.SerializeToString(deterministic=True)
+        signature = self._signer.sign(data)
+        return pb.SignedPlan(plan=data, signature=bytes.fromhex(signature.signature), key_id=signature.keyid)
+
+
+def read_bins(blobs: BlobStore, corpus_sha256: str, topics: Sequence[str]) -> list[pb.Bin]:
+    """Makes one bin of each topic, with public texts of the corpus: its "bin" split, else the first of "train".
+
+    Reads the whole corpus as a stream; call it before the transaction that opens the round.
+
+    Raises:
+        EbbflowError: BLOB_NOT_FOUND, CORPUS_INVALID; STATE_CONFLICT if there are more topics than a plan can hold, or
+            none.
+    """
+    if not 1 <= len(topics) <= MAX_BINS:
+        message = f"a round needs 1 to {MAX_BINS} topics, and the student's corpus has {len(topics)}"
+        raise EbbflowError(Reason.STATE_CONFLICT, message)
+    proper: dict[str, list[str]] = {topic: [] for topic in topics}
+    spare: dict[str, list[str]] = {topic: [] for topic in topics}
+    shelves = {"bin": proper, "train": spare}
+    for text in corpus.stream(blobs, corpus_sha256):
+        shelf = shelves.get(text.split, {}).get(text.topic)
+        if shelf is not None and len(shelf) < TEXTS_PER_BIN:
+            shelf.append(text.text[:TEXT_CHARACTERS])
+    return [
+        pb.Bin(bin_id=topic, texts=proper[topic] or spare[topic]) for topic in topics if proper[topic] or spare[topic]
+    ]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a round takes batches, and what they are about.
+
+    Attributes:
+        now: when it opens.
+        duration: how long batches are taken.
+        lookback: how far back interactions may lie.
+    """
+
+    now: dt.datetime
+    duration: dt.timedelta
+    lookback: dt.timedelta
+
+
+def make_plan(
+    round_id: str,
+    student_id: str,
+    policy: pb.PrivacyPolicy,
+    bins: Sequence[pb.Bin],
+    timing: Timing,
+    *,
+    metrics: Sequence[pb.Metric] = (),
+    max_users: int = DEFAULT_MAX_USERS,
+) -> pb.RoundPlan:
+    """Makes a plan whose noise gives the policy's epsilon, and checks it as agents will.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST if the policy or the timing is out of range, PLAN_INVALID if the bins are.
+    """
+    policy = complete_policy(policy)
+    longest = dt.timedelta(days=policy.window_days)
+    for field, value in (("duration", timing.duration), ("lookback", timing.lookback)):
+        if not dt.timedelta() < value <= longest:
+            message = f"{field} must be above zero and at most {policy.window_days} days, a window of the policy"
+            raise EbbflowError(Reason.INVALID_REQUEST, message, field=field)
+    end = timing.now + timing.duration
+    sensitivity = sensitivity_squared(metric.cap for metric in metrics)
+    plan = pb.RoundPlan(
+        round=names.make("rounds", round_id),
+        student=names.make("students", student_id),
+        bins=bins,
+        null_bins=MIN_NULL_BINS,
+        metrics=metrics,
+        mechanism=calibrate(policy.epsilon, policy.delta, policy.rounds_per_window, sensitivity),
+        policy=policy,
+        window=window_name(end, policy.window_days),
+        max_users=max_users,
+    )
+    plan.start_time.FromDatetime(timing.now - timing.lookback)
+    plan.end_time.FromDatetime(end)
+    check_plan(plan)
+    return plan

@@ -1,0 +1,97 @@
+"""What the control plane does by itself: rollouts move, releases are published, rounds end, what is stale goes."""
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ebbflow.cloud.feedback import rounds
+from ebbflow.cloud.registry import answers, clock
+from ebbflow.cloud.release import publish
+from ebbflow.cloud.rollout import store
+from ebbflow.cloud.services import presence
+from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.cloud.services.hub import Hub
+from ebbflow.common.errors import EbbflowError
+
+_log = logging.getLogger(__name__)
+
+ANSWERS_KEPT = dt.timedelta(days=7)
+"""How long a request_id is remembered."""
+SLOW_JOBS_EVERY = dt.timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to do now and then. Correct on any replica, at any time, any number of times."""
+
+    name: str
+    act: Callable[[dt.datetime], bool | int]
+    """Does it; true if agents should be told to look."""
+    every: dt.timedelta = dt.timedelta(0)
+    """Least time between two turns; zero means every tick."""
+
+
+class Ticker:
+    """Runs the jobs one after the other. One that fails is logged and tried again; the others go on."""
+
+    def __init__(self, cloud: Cloud, hub: Hub, jobs: Sequence[Job] = ()) -> None:
+        self._cloud = cloud
+        self._hub = hub
+        self._jobs = jobs or jobs_of(cloud)
+        self._due: dict[str, dt.datetime] = {}
+
+    async def run(self, interval_s: float) -> None:
+        """Ticks until cancelled."""
+        while True:
+            await self.tick(clock.now())
+            await asyncio.sleep(interval_s)
+
+    async def tick(self, now: dt.datetime) -> None:
+        """Runs what is due."""
+        for job in self._jobs:
+            if now >= self._due.get(job.name, now):
+                self._due[job.name] = now + job.every
+                await self._run(job, now)
+
+    async def _run(self, job: Job, now: dt.datetime) -> None:
+        try:
+            if await self._cloud.in_thread(self._cloud.sql, lambda: job.act(now)):
+                self._hub.nudge()
+        except EbbflowError as error:
+            _log.warning("%s has to wait: %s (%s)", job.name, error, error.reason.name)
+        except Exception:  # noqa: BLE001 - the tick must outlive what is wrong with one job
+            _log.exception("%s failed", job.name)
+
+
+def jobs_of(cloud: Cloud) -> list[Job]:
+    """Everything that a control plane does by itself."""
+    registry = cloud.registry
+
+    def publish_releases(now: dt.datetime) -> bool:
+        with registry.transaction() as session:
+            return publish.publish(session, cloud.online_signer, now)
+
+    def sign_again(now: dt.datetime) -> bool:
+        with registry.transaction() as session:
+            publish.refresh_online(session, cloud.online_signer, now)
+        return False
+
+    def close_rounds(now: dt.datetime) -> bool:
+        with registry.transaction() as session:
+            return bool(rounds.close_overdue(session, now))
+
+    def sweep(now: dt.datetime) -> bool:
+        with registry.transaction() as session:
+            presence.drop_stale(session, now, cloud.settings.heartbeat_interval_s)
+            answers.forget(session, now - ANSWERS_KEPT)
+        return False
+
+    return [
+        Job("moving rollouts", lambda now: store.tick(registry, now)),
+        Job("publishing releases", publish_releases),
+        Job("closing rounds", close_rounds),
+        Job("signing metadata again", sign_again, SLOW_JOBS_EVERY),
+        Job("sweeping", sweep, SLOW_JOBS_EVERY),
+    ]

@@ -1,0 +1,94 @@
+"""`ebbflow cloud work`: distils what is queued, and signs releases as the distiller."""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+
+import torch
+from securesystemslib.signer import Signer
+
+from ebbflow.cloud.distillation.worker import Stopping, Worker
+from ebbflow.cloud.processes import logs
+from ebbflow.cloud.processes.settings import CloudSettings
+from ebbflow.cloud.registry.engine import Registry
+from ebbflow.cloud.release import keys, publish
+from ebbflow.common.errors import EbbflowError
+
+_log = logging.getLogger(__name__)
+
+
+def run(settings: CloudSettings) -> None:
+    """Runs until SIGTERM or SIGINT; a running job is then given back after its step, with a checkpoint.
+
+    Raises:
+        EbbflowError: NOT_INITIALISED, SCHEMA_OUTDATED, DATABASE_UNAVAILABLE and what else keeps it from starting.
+    """
+    logs.configure(settings.log_level)
+    stop = stop_on_signals()
+    use_threads(settings.threads)
+    signer = keys.load(settings.paths.keys, "distiller")
+    registry = Registry.open(settings.database_url)
+    worker = Worker(
+        registry=registry,
+        blobs=settings.blob_store(),
+        folder=settings.paths.work,
+        name=f"{socket.gethostname()}:{os.getpid()}",
+        lease_s=settings.lease_s,
+        checkpoint_interval_s=settings.checkpoint_interval_s,
+        stopping=stop.is_set,
+    )
+    # In a thread of its own, so that a release need not wait for the next distillation to end.
+    proposer = threading.Thread(
+        target=repeat, args=(stop, settings.tick_interval_s, lambda: propose(registry, signer)), name="proposer"
+    )
+    proposer.start()
+    try:
+        repeat(stop, settings.tick_interval_s, lambda: work(worker, stop))
+    finally:
+        stop.set()
+        proposer.join()
+        registry.close()
+
+
+def work(worker: Worker, stop: threading.Event) -> None:
+    """Carries jobs through until none waits."""
+    try:
+        while not stop.is_set() and worker.run_once():
+            pass
+        worker.sweep()
+    except Stopping:
+        _log.info("gave the running distillation back")
+
+
+def propose(registry: Registry, signer: Signer) -> None:
+    """Signs what the distiller has to sign now."""
+    with registry.transaction() as session:
+        proposal = publish.propose(session, signer)
+    if proposal is not None:
+        _log.info("proposed version %d of the releases", proposal.version)
+
+
+def repeat(stop: threading.Event, interval_s: float, step: Callable[[], None]) -> None:
+    """Takes a step every `interval_s` until `stop`; a failure that has a name is logged and tried again."""
+    while not stop.is_set():
+        try:
+            step()
+        except EbbflowError as error:
+            _log.warning("%s: %s", error.reason.name, error)
+        stop.wait(interval_s)
+
+
+def stop_on_signals() -> threading.Event:
+    """Returns an event that SIGTERM or SIGINT sets; needs the main thread."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def use_threads(threads: int) -> None:
+    """Gives torch so many threads; 0 means as many as there are cores for this process."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))

@@ -1,0 +1,1 @@
+"""Packs, evaluates, signs and publishes releases."""

@@ -1,0 +1,1 @@
+"""Rollouts: the staged assignment of releases to agents."""

@@ -1,0 +1,51 @@
+"""Agents as admins see them: row, assignments and certificates together."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ebbflow.api.v1 import fleet_pb2 as pb
+from ebbflow.cloud.registry.tables import Agent, Assignment, Certificate
+from ebbflow.cloud.services.convert import fleet
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
+
+
+def find(session: Session, agent_id: str, *, lock: bool = False) -> Agent:
+    """Returns an agent, and keeps others from changing it until the transaction ends if `lock` is set.
+
+    Raises:
+        EbbflowError: AGENT_NOT_FOUND.
+    """
+    row = session.get(Agent, agent_id, with_for_update=lock or None)
+    if row is None:
+        name = names.make("agents", agent_id)
+        raise EbbflowError(Reason.AGENT_NOT_FOUND, f"there is no {name}", agent=name)
+    return row
+
+
+def message(session: Session, agent_id: str) -> pb.Agent:
+    """Returns one agent.
+
+    Raises:
+        EbbflowError: AGENT_NOT_FOUND.
+    """
+    (found,) = messages(session, [find(session, agent_id)])
+    return found
+
+
+def messages(session: Session, rows: Sequence[Agent]) -> list[pb.Agent]:
+    """Returns many agents with two queries more than their rows took."""
+    ids = [row.id for row in rows]
+    assignments: dict[str, list[Assignment]] = {}
+    mine = sa.select(Assignment).where(Assignment.agent_id.in_(ids)).order_by(Assignment.student_id)
+    for assignment in session.scalars(mine):
+        assignments.setdefault(assignment.agent_id, []).append(assignment)
+    newest = (
+        sa.select(Certificate.subject, sa.func.max(Certificate.expire_time).label("expire_time"))
+        .where(Certificate.subject.in_([names.make("agents", id_) for id_ in ids]), Certificate.revoke_time.is_(None))
+        .group_by(Certificate.subject)
+    )
+    expiry = {found.subject: found.expire_time for found in session.execute(newest)}
+    return [fleet.agent(row, assignments.get(row.id, []), expiry.get(names.make("agents", row.id))) for row in rows]

@@ -1,0 +1,1 @@
+"""Rows of the registry as messages of the contract, one module for each resource."""

@@ -1,0 +1,36 @@
+"""Distillations."""
+
+from ebbflow.api.v1 import distillation_pb2 as pb
+from ebbflow.cloud.registry.tables import Distillation, DistillationState
+from ebbflow.cloud.services.convert.common import from_json, timestamp
+from ebbflow.common import names
+
+STATES = {
+    DistillationState.QUEUED: pb.Distillation.STATE_QUEUED,
+    DistillationState.RUNNING: pb.Distillation.STATE_RUNNING,
+    DistillationState.SUCCEEDED: pb.Distillation.STATE_SUCCEEDED,
+    DistillationState.FAILED: pb.Distillation.STATE_FAILED,
+    DistillationState.CANCELLED: pb.Distillation.STATE_CANCELLED,
+}
+
+
+def distillation(row: Distillation) -> pb.Distillation:
+    """A distillation."""
+    return pb.Distillation(
+        name=names.make("distillations", row.id),
+        student=names.make("students", row.student_id),
+        state=STATES[row.state],
+        recipe=from_json(row.recipe, pb.Recipe),
+        base_release=names.release(row.student_id, row.base_release) if row.base_release else "",
+        round=names.make("rounds", row.round_id) if row.round_id else "",
+        mixture=row.mixture,
+        step=row.step,
+        loss=row.loss,
+        tokens_per_second=row.tokens_per_second,
+        eta_time=timestamp(row.eta_time),
+        attempt=row.attempt,
+        release=names.release(row.student_id, row.release_number) if row.release_number else "",
+        error=row.error,
+        create_time=timestamp(row.create_time),
+        update_time=timestamp(row.update_time),
+    )

@@ -1,0 +1,38 @@
+"""FeedbackService: the only way by which anything that derives from users' requests leaves a device."""
+
+from typing import Any
+
+import grpc
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.api.v1 import feedback_pb2_grpc
+from ebbflow.cloud.feedback import batches, rounds
+from ebbflow.cloud.registry import clock
+from ebbflow.cloud.services.call import current
+from ebbflow.cloud.services.cloud import Cloud
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
+    """See feedback.proto."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+
+    async def GetPlan(self, request: pb.GetPlanRequest, context: Context) -> pb.GetPlanResponse:
+        """Returns the plans of the open rounds that the agent belongs to."""
+        agent_id = current().agent_id
+        return pb.GetPlanResponse(
+            plans=await self._cloud.read(lambda session: rounds.current_plans(session, agent_id, clock.now()))
+        )
+
+    async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: Context) -> pb.SubmitBatchResponse:
+        """Keeps a batch, or refuses it and keeps no byte of it."""
+        cloud, call = self._cloud, current()
+        agent_id, key = call.agent_id, call.caller.public_key
+        await cloud.in_thread(
+            cloud.sql, lambda: batches.submit(cloud.registry, agent_id, request.batch, key, clock.now())
+        )
+        await cloud.change(lambda _session, _now: None)
+        return pb.SubmitBatchResponse()

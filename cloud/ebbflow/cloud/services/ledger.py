@@ -1,0 +1,63 @@
+"""LedgerService: what was spent and what was done."""
+
+from typing import Any
+
+import grpc
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ebbflow.api.v1 import ledger_pb2 as pb
+from ebbflow.api.v1 import ledger_pb2_grpc
+from ebbflow.cloud.registry.paging import page
+from ebbflow.cloud.registry.tables import AuditEntry, PrivacyAccount, PrivacyEntry
+from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.cloud.services.convert import ledger
+from ebbflow.common import names
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
+    """See ledger.proto."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+
+    async def ListPrivacyAccounts(
+        self, request: pb.ListPrivacyAccountsRequest, context: Context
+    ) -> pb.ListPrivacyAccountsResponse:
+        """Returns a page of accounts, by agent, student and window."""
+        query = sa.select(PrivacyAccount)
+        if request.agent:
+            query = query.where(PrivacyAccount.agent_id == names.parse(request.agent, "agents"))
+        keys = [PrivacyAccount.agent_id, PrivacyAccount.student_id, PrivacyAccount.window]
+
+        def work(session: Session) -> pb.ListPrivacyAccountsResponse:
+            rows, token = page(session, query, keys, request.page_size, request.page_token)
+            accounts = [ledger.account(row, _entries(session, row)) for row in rows]
+            return pb.ListPrivacyAccountsResponse(privacy_accounts=accounts, next_page_token=token)
+
+        return await self._cloud.read(work)
+
+    async def ListAuditEntries(
+        self, request: pb.ListAuditEntriesRequest, context: Context
+    ) -> pb.ListAuditEntriesResponse:
+        """Returns a page of the audit log, newest first."""
+        query = sa.select(AuditEntry)
+        if request.actor:
+            query = query.where(AuditEntry.actor == request.actor)
+        rows, token = await self._cloud.read(
+            lambda session: page(
+                session, query, [AuditEntry.id], request.page_size, request.page_token, descending=True
+            )
+        )
+        return pb.ListAuditEntriesResponse(audit_entries=map(ledger.audit_entry, rows), next_page_token=token)
+
+
+def _entries(session: Session, row: PrivacyAccount) -> int:
+    query = sa.select(sa.func.count()).where(
+        PrivacyEntry.agent_id == row.agent_id,
+        PrivacyEntry.student_id == row.student_id,
+        PrivacyEntry.window == row.window,
+    )
+    return session.scalar(query) or 0

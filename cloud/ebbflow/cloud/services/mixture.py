@@ -1,0 +1,65 @@
+"""Which mixture a distillation trains on: what the operator says, else what a round says, else the corpus' own."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ebbflow.api.v1 import feedback_pb2, round_pb2
+from ebbflow.cloud.registry.tables import Round, RoundState
+from ebbflow.cloud.services.convert.common import from_json
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A mixture and what it cost the users."""
+
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Share by topic; empty leaves the corpus' own proportions."""
+    feedback_epsilon: float = 0.0
+    """Epsilon per user and window of the round that gave it; 0 if none did."""
+
+
+def explicit(wanted: Mapping[str, float], topics: Sequence[str]) -> Resolved:
+    """Normalises what the operator asked for.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST for a topic that the corpus lacks or a weight that is none.
+    """
+    for topic, weight in wanted.items():
+        if topic not in topics:
+            raise _wrong(f"the corpus has no topic {topic[:80]!r}")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise _wrong(f"the weight of {topic[:80]!r} must be a number of at least 0")
+    return Resolved(_normalised(wanted))
+
+
+def of_round(row: Round, student_id: str) -> Resolved:
+    """Takes the weights that a closed round gives the bins. A round that tells nothing but noise gives none.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST if it is another student's round, STATE_CONFLICT while it is open.
+    """
+    name = names.make("rounds", row.id)
+    if row.student_id != student_id:
+        message = f"{name} belongs to {names.make('students', row.student_id)}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
+    if row.state is not RoundState.CLOSED:
+        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
+    aggregate = from_json(row.aggregate, round_pb2.Aggregate)
+    if not aggregate.informative:
+        return Resolved()
+    policy = feedback_pb2.RoundPlan.FromString(row.plan).policy
+    return Resolved(_normalised({bin_.bin_id: bin_.weight for bin_ in aggregate.bins}), policy.epsilon)
+
+
+def _normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    total = math.fsum(weights.values())
+    if total <= 0:
+        raise _wrong("the mixture gives no topic any weight")
+    return {topic: weight / total for topic, weight in weights.items() if weight > 0}
+
+
+def _wrong(message: str) -> EbbflowError:
+    return EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.mixture")

@@ -1,0 +1,147 @@
+"""StudentService: named lines of small models."""
+
+import datetime as dt
+from typing import Any
+
+import grpc
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ebbflow.api.v1 import student_pb2 as pb
+from ebbflow.api.v1 import student_pb2_grpc
+from ebbflow.cloud.distillation import corpus
+from ebbflow.cloud.registry.answers import remember
+from ebbflow.cloud.registry.locks import exclusive
+from ebbflow.cloud.registry.paging import page
+from ebbflow.cloud.registry.tables import Student
+from ebbflow.cloud.rollout import selector
+from ebbflow.cloud.services.call import current
+from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.cloud.services.convert import students
+from ebbflow.cloud.services.convert.common import to_json
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.calibration import complete_policy
+from ebbflow.common.student.config import StudentConfig
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_TOPICS = 256
+LEAST_VOCABULARY = 257
+"""Every byte and one special token."""
+_SHA256_BYTES = 32
+
+
+class StudentService(student_pb2_grpc.StudentServiceServicer):
+    """See student.proto."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+
+    async def CreateStudent(self, request: pb.CreateStudentRequest, context: Context) -> pb.CreateStudentResponse:
+        """Starts a line, after a look at everything that its first distillation would stumble over."""
+        cloud, call, wanted = self._cloud, current(), request.student
+        student_id = names.check_id(request.student_id, "student_id")
+        call.resource = names.make("students", student_id)
+        if not wanted.teacher:
+            raise EbbflowError(Reason.INVALID_REQUEST, "student.teacher must be said", field="student.teacher")
+        check_architecture(wanted.architecture)
+        selector.parse(wanted.selector)
+        topics, policy = await cloud.in_thread(
+            cloud.files, lambda: (self._topics(wanted.corpus_sha256), complete_policy(wanted.privacy_policy))
+        )
+
+        def create(session: Session, now: dt.datetime) -> pb.CreateStudentResponse:
+            exclusive(session, call.resource)
+            if session.get(Student, student_id) is not None:
+                raise EbbflowError(Reason.ALREADY_EXISTS, f"{call.resource} exists already", name=call.resource)
+            row = Student(
+                id=student_id,
+                teacher=wanted.teacher,
+                architecture=to_json(wanted.architecture),
+                corpus_sha256=wanted.corpus_sha256.hex(),
+                topics=topics,
+                privacy_policy=to_json(policy),
+                selector=wanted.selector,
+                create_time=now,
+            )
+            session.add(row)
+            session.flush()
+            return pb.CreateStudentResponse(student=students.student(row))
+
+        return await cloud.change(
+            lambda session, now: remember(
+                session,
+                call.actor,
+                request.request_id,
+                request,
+                now,
+                lambda: create(session, now),
+                pb.CreateStudentResponse,
+            )
+        )
+
+    async def GetStudent(self, request: pb.GetStudentRequest, context: Context) -> pb.GetStudentResponse:
+        """Returns one."""
+        row = await self._cloud.read(lambda session: find(session, names.parse(request.name, "students")))
+        return pb.GetStudentResponse(student=students.student(row))
+
+    async def ListStudents(self, request: pb.ListStudentsRequest, context: Context) -> pb.ListStudentsResponse:
+        """Returns a page, by name."""
+        rows, token = await self._cloud.read(
+            lambda session: page(session, sa.select(Student), [Student.id], request.page_size, request.page_token)
+        )
+        return pb.ListStudentsResponse(students=map(students.student, rows), next_page_token=token)
+
+    def _topics(self, sha256: bytes) -> list[str]:
+        if len(sha256) != _SHA256_BYTES:
+            message = f"student.corpus_sha256 must have {_SHA256_BYTES} bytes"
+            raise EbbflowError(Reason.INVALID_REQUEST, message, field="student.corpus_sha256")
+        topics: dict[str, None] = {}
+        trainable = False
+        for text in corpus.stream(self._cloud.blobs, sha256.hex()):
+            topics[text.topic] = None
+            trainable = trainable or text.split == "train"
+            if len(topics) > MAX_TOPICS:
+                message = f"the corpus has more than the {MAX_TOPICS} topics that can be voted over"
+                raise EbbflowError(Reason.CORPUS_INVALID, message, most=MAX_TOPICS)
+        if not trainable:
+            raise EbbflowError(Reason.CORPUS_INVALID, "the corpus has no text of the split 'train'")
+        return list(topics)
+
+
+def find(session: Session, student_id: str) -> Student:
+    """Returns a student.
+
+    Raises:
+        EbbflowError: STUDENT_NOT_FOUND.
+    """
+    row = session.get(Student, student_id)
+    if row is None:
+        name = names.make("students", student_id)
+        raise EbbflowError(Reason.STUDENT_NOT_FOUND, f"there is no {name}", student=name)
+    return row
+
+
+def check_architecture(shape: pb.Architecture) -> None:
+    """Refuses a shape that no decoder can have. A checkpoint to begin from brings its own.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST naming the field.
+    """
+    if shape.initial_checkpoint:
+        return
+    if shape.vocabulary_size and shape.vocabulary_size < LEAST_VOCABULARY:
+        message = f"vocabulary_size must be 0 or at least {LEAST_VOCABULARY}, not {shape.vocabulary_size}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="vocabulary_size")
+    StudentConfig(
+        vocab_size=shape.vocabulary_size or LEAST_VOCABULARY,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.max_position_embeddings,
+        rope_theta=shape.rope_theta or 500_000.0,
+    )

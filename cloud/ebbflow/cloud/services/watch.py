@@ -1,0 +1,27 @@
+"""Streams a resource each time it changes, until it has ended."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from google.protobuf.message import Message
+from sqlalchemy.orm import Session
+
+from ebbflow.cloud.services.cloud import Cloud
+
+POLL_S = 0.5
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+async def changes(cloud: Cloud, read: Callable[[Session], Kind], ended: Callable[[Kind], bool]) -> AsyncIterator[Kind]:
+    """Yields what `read` returns when it differs from what was yielded last; stops after one that has ended."""
+    last = None
+    while True:
+        now = await cloud.read(read)
+        if now != last:
+            yield now
+            last = now
+        if ended(now):
+            return
+        await asyncio.sleep(POLL_S)

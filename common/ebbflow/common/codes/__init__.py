@@ -1,0 +1,1 @@
+"""The one code space: quantisation, the artefact of a variant, and its torch twin."""

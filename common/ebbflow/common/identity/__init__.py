@@ -1,0 +1,1 @@
+"""Who is who: keys, names in certificates, and the text of enrolment tokens."""

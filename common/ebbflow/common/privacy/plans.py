@@ -1,0 +1,103 @@
+"""What makes a round's plan sound. The cloud asks before it signs, every agent again before it answers."""
+
+import datetime as dt
+import math
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy import accounting
+from ebbflow.common.privacy.calibration import MAX_DELTA, MAX_ROUNDS, variance_of, window_epsilon
+from ebbflow.common.privacy.gaussian import MAX_VARIANCE
+from ebbflow.common.privacy.vector import metric_caps, sensitivity_squared
+from ebbflow.common.privacy.windows import window_name
+
+MAX_BINS = 256
+MIN_NULL_BINS = 64
+MAX_NULL_BINS = 1024
+MAX_METRICS = 8
+MAX_CAP = 1000
+MAX_USERS = 1_000_000
+MAX_TEXTS_PER_BIN = 16
+MAX_WINDOW_DAYS = 366
+EPSILON_TOLERANCE = 1e-9
+
+_METRIC_KINDS = (pb.Metric.KIND_ACCEPTED, pb.Metric.KIND_FAILED)
+
+
+def _unsound(why: str, message: str) -> EbbflowError:
+    return EbbflowError(Reason.PLAN_INVALID, message, why=why)
+
+
+def _check_shape(plan: pb.RoundPlan) -> None:
+    for name, collection in ((plan.round, "rounds"), (plan.student, "students")):
+        names.parse(name, collection)
+    ids = [bin_.bin_id for bin_ in plan.bins]
+    limits = (
+        ("bins", 1 <= len(ids) <= MAX_BINS, f"1 to {MAX_BINS} bins are needed, not {len(ids)}"),
+        ("bins", len(set(ids)) == len(ids) and "" not in ids, "every bin needs a name of its own"),
+        ("texts", all(_has_texts(bin_) for bin_ in plan.bins), f"a bin needs 1 to {MAX_TEXTS_PER_BIN} texts"),
+        ("null_bins", MIN_NULL_BINS <= plan.null_bins <= MAX_NULL_BINS, f"{MIN_NULL_BINS} null bins are the least"),
+        ("metrics", len(plan.metrics) <= MAX_METRICS, f"{MAX_METRICS} metrics are the most"),
+        ("metrics", all(_is_metric(metric) for metric in plan.metrics), "a metric's kind or cap makes no sense"),
+        ("max_users", 1 <= plan.max_users <= MAX_USERS, f"max_users must be 1 to {MAX_USERS}"),
+    )
+    for why, holds, message in limits:
+        if not holds:
+            raise _unsound(why, message)
+
+
+def _has_texts(bin_: pb.Bin) -> bool:
+    return 1 <= len(bin_.texts) <= MAX_TEXTS_PER_BIN and all(bin_.texts)
+
+
+def _is_metric(metric: pb.Metric) -> bool:
+    return metric.kind in _METRIC_KINDS and 1 <= metric.cap <= MAX_CAP
+
+
+def _check_policy(policy: pb.PrivacyPolicy) -> None:
+    sound = (
+        math.isfinite(policy.epsilon)
+        and policy.epsilon > 0
+        and 0 < policy.delta <= MAX_DELTA
+        and 1 <= policy.window_days <= MAX_WINDOW_DAYS
+        and 1 <= policy.rounds_per_window <= MAX_ROUNDS
+    )
+    if not sound:
+        raise _unsound("policy", "the privacy policy is incomplete or out of range")
+
+
+def _check_mechanism(plan: pb.RoundPlan) -> None:
+    mechanism, policy = plan.mechanism, plan.policy
+    variance = variance_of(mechanism)
+    if mechanism.kind != pb.Mechanism.KIND_DISCRETE_GAUSSIAN or not 0 < variance <= MAX_VARIANCE:
+        raise _unsound("mechanism", "the mechanism is unknown or its variance out of range")
+    if mechanism.sensitivity_squared != sensitivity_squared(metric_caps(plan)):
+        raise _unsound("sensitivity", "the sensitivity is not that of the plan's votes and metrics")
+    if mechanism.rho_nano != accounting.rho_nano(variance, mechanism.sensitivity_squared):
+        raise _unsound("rho", "the cost is not that of the variance")
+    if mechanism.rho_nano * policy.rounds_per_window > policy.rho_cap_nano:
+        raise _unsound("rho_cap", "the window's rounds cost more than its cap")
+    rounds = policy.rounds_per_window
+    spent = max(
+        window_epsilon(variance, mechanism.sensitivity_squared, rounds, policy.delta),
+        accounting.epsilon_of(policy.rho_cap_nano, policy.delta),
+    )
+    if spent > policy.epsilon + EPSILON_TOLERANCE:
+        raise _unsound("epsilon", f"the window would cost an epsilon of {spent:.4f}, not {policy.epsilon:g}")
+
+
+def check_plan(plan: pb.RoundPlan) -> None:
+    """Refuses a plan whose numbers do not give what they claim.
+
+    Raises:
+        EbbflowError: PLAN_INVALID, with one word in `metadata["why"]`; INVALID_REQUEST if a name is malformed.
+    """
+    _check_shape(plan)
+    _check_policy(plan.policy)
+    _check_mechanism(plan)
+    end = plan.end_time.ToDatetime(dt.UTC)
+    if plan.start_time.ToDatetime(dt.UTC) >= end:
+        raise _unsound("time", "the plan ends before it starts")
+    if plan.window != window_name(end, plan.policy.window_days):
+        raise _unsound("window", "the plan does not end in the window that it names")

@@ -1,0 +1,23 @@
+"""Budget windows: every moment lies in exactly one, and both sides compute which."""
+
+import datetime as dt
+
+_EPOCH = dt.date(1970, 1, 1)
+
+
+def window_name(at: dt.datetime, window_days: int) -> str:
+    """Returns the first day (UTC) of the window that `at` lies in, such as "2026-11-01".
+
+    Windows of a length tile time from 1970-01-01 on, so that no name can be made up to renew a budget early.
+
+    Args:
+        at: an aware time. A round lies in the window of its end.
+        window_days: length of a window.
+    """
+    days = (at.astimezone(dt.UTC).date() - _EPOCH).days
+    return (_EPOCH + dt.timedelta(days=days // window_days * window_days)).isoformat()
+
+
+def window_end(name: str, window_days: int) -> dt.datetime:
+    """Returns when a window's successor begins and the budget renews."""
+    return dt.datetime.combine(dt.date.fromisoformat(name), dt.time(), dt.UTC) + dt.timedelta(days=window_days)

@@ -1,0 +1,1 @@
+"""The student: one decoder, its configuration, checkpoints and tokenizer."""

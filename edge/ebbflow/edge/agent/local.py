@@ -1,0 +1,27 @@
+"""What the agent and the commands beside it open alike."""
+
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.edge.agent.settings import AgentSettings
+from ebbflow.edge.feedback.interactions import Retention
+from ebbflow.edge.feedback.plans import Ceiling
+from ebbflow.edge.feedback.store import FeedbackStore
+
+
+def ceiling_of(settings: AgentSettings) -> Ceiling:
+    """Returns the device's own privacy limit.
+
+    Raises:
+        EbbflowError: CONFIG_INVALID if it makes no sense.
+    """
+    return Ceiling(settings.epsilon, settings.delta, settings.window_days)
+
+
+def open_store(settings: AgentSettings) -> FeedbackStore:
+    """Opens the device's feedback store.
+
+    Raises:
+        EbbflowError: NOT_ENROLLED if there is no state folder; FILE_CORRUPT, DISK_FULL, SCHEMA_NEWER.
+    """
+    if not settings.state.is_dir():
+        raise EbbflowError(Reason.NOT_ENROLLED, f"there is no state folder {settings.state}", path=settings.state)
+    return FeedbackStore(settings.folder.database, Retention(days=settings.retention_days))

@@ -1,0 +1,96 @@
+"""The agent's settings: a TOML file, and EBBFLOW_EDGE_* variables, which win over it."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ebbflow.common.codes.artefact import Precision
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.edge.agent.state import StateFolder
+
+DEFAULT_STATE = Path("/var/lib/ebbflow-edge")
+
+
+class AgentSettings(BaseSettings):
+    """What an operator can set. `docs/reference/agent-settings.md` is made from these descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix="EBBFLOW_EDGE_", extra="forbid", frozen=True)
+
+    state: Path = Field(default=DEFAULT_STATE, description="Folder with everything that the agent keeps.")
+    http_listen: str = Field(
+        default="127.0.0.1:8080", description="host:port of the OpenAI-compatible API; port 0 for any."
+    )
+    grpc_listen: str = Field(default="127.0.0.1:8081", description="host:port of InferenceService; port 0 for any.")
+    grpc_certificate: Path | None = Field(
+        default=None,
+        description="Certificate chain (PEM) for InferenceService; plain text without it.",
+    )
+    grpc_key: Path | None = Field(default=None, description="Private key (PEM) that goes with grpc_certificate.")
+    api_key: SecretStr | None = Field(default=None, description="What HTTP clients must send as a bearer token.")
+    memory_mib: int = Field(default=0, ge=0, description="Memory that a student may take; 0 for half of the device's.")
+    cores: int = Field(default=0, ge=0, description="Cores to compute with; 0 means those that this process may use.")
+    precisions: tuple[Precision, ...] = Field(
+        default=("int8", "int4", "bf16"), min_length=1, description="Precisions in order of preference."
+    )
+    engine: Literal["auto", "torch"] = Field(default="auto", description="Engine to insist on.")
+    context_tokens: int = Field(default=0, ge=0, description="Longest context; 0 means the student's own.")
+    running: int = Field(default=8, ge=1, le=256, description="Requests that are answered at a time, for each student.")
+    queued: int = Field(default=64, ge=1, le=10_000, description="Requests that may wait, for each student.")
+    retention_days: int = Field(default=30, ge=1, le=365, description="Days that interactions stay on the device.")
+    epsilon: float = Field(default=4.0, gt=0, description="Most epsilon to spend for each user and window.")
+    delta: float = Field(default=1e-6, gt=0, lt=1, description="Delta that goes with it.")
+    window_days: int = Field(default=30, ge=1, description="Days of a window.")
+    grace_s: float = Field(default=20.0, ge=0, description="Seconds that running requests have to finish on SIGTERM.")
+    log_format: Literal["console", "json"] = Field(default="console", description="How log lines look.")
+
+    @property
+    def folder(self) -> StateFolder:
+        """The state folder with its parts."""
+        return StateFolder(self.state)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over what the file says."""
+        return env_settings, init_settings
+
+    @classmethod
+    def load(cls, config: Path | None, state: Path | None = None) -> Self:
+        """Reads the settings.
+
+        Args:
+            config: a TOML file; None for the environment and the defaults alone.
+            state: wins over every other word on the state folder.
+
+        Raises:
+            EbbflowError: CONFIG_INVALID naming the fields, never their values.
+        """
+        values = _read(config) if config else {}
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+            message = f"{config or 'the environment'}: {'; '.join(faults)}"
+            raise EbbflowError(Reason.CONFIG_INVALID, message, path=config) from None
+        if (settings.grpc_certificate is None) != (settings.grpc_key is None):
+            raise EbbflowError(Reason.CONFIG_INVALID, "grpc_certificate and grpc_key go together", field="grpc_key")
+        return settings.model_copy(update={"state": state}) if state else settings
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text())
+    except OSError as error:
+        message = f"{config} cannot be read: {error.strerror}"
+        raise EbbflowError(Reason.CONFIG_INVALID, message, path=config) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise EbbflowError(Reason.CONFIG_INVALID, f"{config} is no TOML: {error}", path=config) from error

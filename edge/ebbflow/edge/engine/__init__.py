@@ -1,0 +1,1 @@
+"""Engines: what runs a student on the device."""

@@ -1,0 +1,156 @@
+"""The agent's local database: schema, connections, and SQLite's errors in the words of the catalogue."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from ebbflow.common.errors import EbbflowError, Reason
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE interactions (
+    id TEXT PRIMARY KEY,
+    student TEXT NOT NULL,
+    release TEXT NOT NULL,
+    user BLOB NOT NULL,
+    prompt TEXT NOT NULL,
+    answer TEXT NOT NULL,
+    outcome INTEGER NOT NULL DEFAULT 0,
+    create_time REAL NOT NULL
+) STRICT;
+CREATE INDEX interactions_by_student ON interactions (student, create_time);
+CREATE INDEX interactions_by_user ON interactions (user, create_time);
+CREATE INDEX interactions_by_time ON interactions (create_time);
+CREATE TABLE accounts (
+    student TEXT NOT NULL,
+    window TEXT NOT NULL,
+    rho_cap_nano INTEGER NOT NULL,
+    rho_spent_nano INTEGER NOT NULL,
+    epsilon REAL NOT NULL,
+    delta REAL NOT NULL,
+    PRIMARY KEY (student, window),
+    CHECK (rho_spent_nano >= 0 AND rho_spent_nano <= rho_cap_nano)
+) STRICT;
+CREATE TABLE device_accounts (
+    window TEXT PRIMARY KEY,
+    rho_cap_nano INTEGER NOT NULL,
+    rho_spent_nano INTEGER NOT NULL,
+    CHECK (rho_spent_nano >= 0 AND rho_spent_nano <= rho_cap_nano)
+) STRICT;
+CREATE TABLE entries (
+    batch_id TEXT PRIMARY KEY,
+    round TEXT NOT NULL UNIQUE,
+    student TEXT NOT NULL,
+    window TEXT NOT NULL,
+    device_window TEXT NOT NULL,
+    rho_nano INTEGER NOT NULL,
+    create_time REAL NOT NULL
+) STRICT;
+CREATE TABLE outbox (
+    batch_id TEXT PRIMARY KEY REFERENCES entries (batch_id),
+    round TEXT NOT NULL UNIQUE,
+    plan_sha256 BLOB NOT NULL,
+    signed_batch BLOB NOT NULL,
+    end_time REAL NOT NULL,
+    state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sent', 'refused', 'expired')),
+    reason TEXT NOT NULL DEFAULT ''
+) STRICT;
+"""
+
+_REASONS = {
+    "SQLITE_FULL": (Reason.DISK_FULL, "no space left for"),
+    "SQLITE_CORRUPT": (Reason.FILE_CORRUPT, "damaged:"),
+    "SQLITE_NOTADB": (Reason.FILE_CORRUPT, "not a database:"),
+}
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        reason = _REASONS.get(getattr(error, "sqlite_errorname", ""))
+        if reason is None:
+            raise
+        raise EbbflowError(reason[0], f"{reason[1]} {path}", path=path) from error
+
+
+class Database:
+    """One connection to `agent.db`, for any thread, one transaction at a time.
+
+    Attributes:
+        path: the file; mode 0600, as are its write-ahead log and shared memory.
+    """
+
+    def __init__(self, path: Path, synchronous: Literal["FULL", "NORMAL"]) -> None:
+        """Opens the file, or makes it.
+
+        Args:
+            path: where; its folder must exist.
+            synchronous: FULL waits for the disk at each commit; NORMAL may lose the last commits in a power cut.
+
+        Raises:
+            EbbflowError: FILE_CORRUPT, DISK_FULL, or SCHEMA_NEWER if a later version wrote it.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        path.chmod(0o600)
+        with _named(path):
+            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(synchronous)
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self, synchronous: str) -> None:
+        pragmas = ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON")
+        for pragma in pragmas:
+            self._connection.execute(f"PRAGMA {pragma}")
+        with self.transaction() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise EbbflowError(Reason.SCHEMA_NEWER, f"{self.path} was written by a later version", path=self.path)
+            if version == 0:
+                for statement in _SCHEMA.split(";")[:-1]:
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Holds the write lock for a block; commits at its end, rolls back if it raises."""
+        with self._lock, _named(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Reads one consistent state."""
+        with self._lock, _named(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def scrub(self) -> None:
+        """Empties the write-ahead log, where deleted rows would linger."""
+        with self._lock, _named(self.path):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,122 @@
+"""What users asked, what they got and what they made of it. It stays on the device, for a limited time."""
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ebbflow.api.v1 import resources_pb2 as rpb
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.edge.feedback.database import Database
+from ebbflow.edge.feedback.users import UserHasher
+
+MAX_TEXT_CHARACTERS = 8192
+"""Longer prompts and answers are cut."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How long interactions stay, and how many of one user.
+
+    There is deliberately no limit over all users together: one user's flood would then push out what others vote with,
+    and one user more would change more than one vote.
+    """
+
+    days: int = 30
+    rows_per_user: int = 1000
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One request of one user, without its text."""
+
+    id: str
+    user: bytes
+    outcome: "rpb.Outcome.ValueType" = rpb.OUTCOME_UNSPECIFIED
+
+
+def new_interaction_id() -> str:
+    """Makes the name of an interaction before its answer is complete."""
+    return uuid.uuid4().hex
+
+
+class Interactions:
+    """Table of interactions. Times are aware."""
+
+    def __init__(self, database: Database, hasher: UserHasher, retention: Retention) -> None:
+        """Keeps interactions in a database that need not wait for the disk at every one."""
+        self._database = database
+        self._hasher = hasher
+        self._retention = retention
+
+    def record(
+        self, id_: str, student: str, release: str, user_key: str | None, prompt: str, answer: str, now: dt.datetime
+    ) -> None:
+        """Keeps one; the same id again changes nothing."""
+        user = self._hasher.hash(user_key)
+        row = (id_, student, release, user, _cut(prompt), _cut(answer), now.timestamp())
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO interactions (id, student, release, user, prompt, answer, create_time)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            connection.execute(
+                "DELETE FROM interactions WHERE id IN (SELECT id FROM interactions WHERE user = ?"
+                " ORDER BY create_time DESC LIMIT -1 OFFSET ?)",
+                (user, self._retention.rows_per_user),
+            )
+
+    def judge(self, id_: str, outcome: "rpb.Outcome.ValueType") -> None:
+        """Keeps an outcome; the last one counts.
+
+        Raises:
+            EbbflowError: INTERACTION_NOT_FOUND; INVALID_REQUEST if the outcome is not one of the four.
+        """
+        if outcome not in rpb.Outcome.values() or outcome == rpb.OUTCOME_UNSPECIFIED:
+            raise EbbflowError(Reason.INVALID_REQUEST, "the outcome is not one of those known", field="outcome")
+        with self._database.transaction() as connection:
+            done = connection.execute("UPDATE interactions SET outcome = ? WHERE id = ?", (int(outcome), id_))
+            if not done.rowcount:
+                raise EbbflowError(Reason.INTERACTION_NOT_FOUND, "no such interaction is kept on this device")
+
+    def purge(self, user_key: str | None) -> int:
+        """Removes everything of one user, also from the write-ahead log; returns how many interactions that were."""
+        with self._database.transaction() as connection:
+            done = connection.execute("DELETE FROM interactions WHERE user = ?", (self._hasher.hash(user_key),))
+        self._database.scrub()
+        return done.rowcount
+
+    def forget_old(self, now: dt.datetime) -> int:
+        """Removes what is older than the retention; returns how many interactions that were."""
+        horizon = now - dt.timedelta(days=self._retention.days)
+        with self._database.transaction() as connection:
+            done = connection.execute("DELETE FROM interactions WHERE create_time < ?", (horizon.timestamp(),))
+        return done.rowcount
+
+    def within(self, student: str, start: dt.datetime, end: dt.datetime) -> list[Interaction]:
+        """Returns a student's interactions from `start` on and before `end`."""
+        with self._database.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, user, outcome FROM interactions WHERE student = ? AND create_time >= ? AND create_time < ?",
+                (student, start.timestamp(), end.timestamp()),
+            ).fetchall()
+        return [Interaction(id=row[0], user=row[1], outcome=row[2]) for row in rows]
+
+    def prompts(self, ids: Sequence[str]) -> dict[str, str]:
+        """Returns the prompts of some interactions, by id."""
+        with self._database.reading() as connection:
+            found = [
+                connection.execute("SELECT prompt FROM interactions WHERE id = ?", (id_,)).fetchone() for id_ in ids
+            ]
+        return {id_: row[0] for id_, row in zip(ids, found, strict=True) if row}
+
+    def count(self) -> tuple[int, int]:
+        """Returns how many interactions of how many users are kept. For the device's own eyes only."""
+        with self._database.reading() as connection:
+            row = connection.execute("SELECT COUNT(*), COUNT(DISTINCT user) FROM interactions").fetchone()
+        return int(row[0]), int(row[1])
+
+
+def _cut(text: str) -> str:
+    return text[:MAX_TEXT_CHARACTERS].encode("utf-8", "replace").decode()

@@ -1,0 +1,145 @@
+"""Which plans this device answers: signed, sound, and within its own ceiling."""
+
+import datetime as dt
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
+from securesystemslib.signer import Key, Signature
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.accounting import rho_nano_cap
+from ebbflow.common.privacy.calibration import (
+    DEFAULT_DELTA,
+    DEFAULT_EPSILON,
+    DEFAULT_WINDOW_DAYS,
+    check_target,
+)
+from ebbflow.common.privacy.plans import EPSILON_TOLERANCE, check_plan
+from ebbflow.common.privacy.windows import window_name
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The most that this device gives away, for each user on it and each window, whatever any plan says.
+
+    It holds over all students together. A window must be at least so long.
+    """
+
+    epsilon: float = DEFAULT_EPSILON
+    delta: float = DEFAULT_DELTA
+    window_days: int = DEFAULT_WINDOW_DAYS
+
+    def __post_init__(self) -> None:
+        """Refuses what makes no sense.
+
+        Raises:
+            EbbflowError: CONFIG_INVALID.
+        """
+        try:
+            check_target(self.epsilon, self.delta, 1)
+        except EbbflowError as error:
+            raise EbbflowError(Reason.CONFIG_INVALID, f"the privacy ceiling's {error}") from None
+        if self.window_days < 1:
+            raise EbbflowError(Reason.CONFIG_INVALID, "the privacy ceiling's window_days must be at least 1")
+
+    @property
+    def rho_cap_nano(self) -> int:
+        """What a window of the device may cost, in billionths of rho."""
+        return rho_nano_cap(self.epsilon, self.delta)
+
+
+@dataclass(frozen=True)
+class AdmittedPlan:
+    """A plan that this device has agreed to answer. Only `admit` makes one.
+
+    Attributes:
+        plan: the plan; not to be changed.
+        plan_sha256: hash of its signed bytes.
+        device_window: window of the device's own ceiling that the round is charged to.
+        device_cap_nano: what that window may cost.
+    """
+
+    plan: pb.RoundPlan
+    plan_sha256: bytes
+    device_window: str
+    device_cap_nano: int
+
+    @property
+    def student_id(self) -> str:
+        """Id of the student whose users vote."""
+        return names.parse(self.plan.student, "students")
+
+    @property
+    def start_time(self) -> dt.datetime:
+        """Interactions from here on are voted with."""
+        return self.plan.start_time.ToDatetime(dt.UTC)
+
+    @property
+    def end_time(self) -> dt.datetime:
+        """When the cloud stops taking batches."""
+        return self.plan.end_time.ToDatetime(dt.UTC)
+
+
+def _verify(signed: pb.SignedPlan, keys: Mapping[str, Key]) -> None:
+    key = keys.get(signed.key_id)
+    if key is None:
+        raise EbbflowError(Reason.PLAN_UNTRUSTED, "no trusted key signed the plan", key_id=signed.key_id[:64])
+    try:
+        key.verify_signature(Signature(signed.key_id, signed.signature.hex()), signed.plan)
+    except (UnverifiedSignatureError, VerificationError):
+        raise EbbflowError(Reason.PLAN_UNTRUSTED, "the plan's signature does not verify") from None
+
+
+def _parse(data: bytes) -> pb.RoundPlan:
+    try:
+        return pb.RoundPlan.FromString(data)
+    except DecodeError:
+        raise EbbflowError(Reason.PLAN_INVALID, "the plan cannot be read", why="malformed") from None
+
+
+def _check_ceiling(policy: pb.PrivacyPolicy, ceiling: Ceiling) -> None:
+    within = (
+        policy.epsilon <= ceiling.epsilon + EPSILON_TOLERANCE
+        and policy.delta <= ceiling.delta
+        and policy.window_days >= ceiling.window_days
+    )
+    if not within:
+        asked = f"epsilon {policy.epsilon:g} at delta {policy.delta:g} for {policy.window_days} days"
+        allowed = f"{ceiling.epsilon:g} at {ceiling.delta:g} for {ceiling.window_days} days"
+        message = f"the plan asks for {asked}; this device allows {allowed}"
+        raise EbbflowError(Reason.POLICY_TOO_WEAK, message)
+
+
+def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now: dt.datetime) -> AdmittedPlan:
+    """Decides whether this device answers a plan.
+
+    Args:
+        signed: as the cloud sent it.
+        keys: keys by id that the verified TUF metadata delegates "feedback" to.
+        ceiling: the device's own limit.
+        now: the device's time.
+
+    Raises:
+        EbbflowError: PLAN_UNTRUSTED (signature), PLAN_INVALID (its numbers do not give what they claim, or its end is
+            beyond the window's length from now), POLICY_TOO_WEAK (above the ceiling), ROUND_CLOSED (over already).
+    """
+    _verify(signed, keys)
+    plan = _parse(signed.plan)
+    check_plan(plan)
+    _check_ceiling(plan.policy, ceiling)
+    end = plan.end_time.ToDatetime(dt.UTC)
+    if end <= now:
+        raise EbbflowError(Reason.ROUND_CLOSED, f"{plan.round} is over", round=plan.round)
+    if end > now + dt.timedelta(days=plan.policy.window_days):
+        raise EbbflowError(Reason.PLAN_INVALID, "the plan ends too far in the future", why="time")
+    return AdmittedPlan(
+        plan=plan,
+        plan_sha256=hashlib.sha256(signed.plan).digest(),
+        device_window=window_name(end, ceiling.window_days),
+        device_cap_nano=ceiling.rho_cap_nano,
+    )

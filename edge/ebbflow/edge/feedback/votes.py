@@ -1,0 +1,99 @@
+"""Which one vote each user has, and for which bin. No disk, no network, and no user's vote depends on another user."""
+
+import secrets
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.api.v1 import resources_pb2 as rpb
+from ebbflow.common.privacy.vector import Contribution
+from ebbflow.edge.feedback.interactions import Interaction
+
+Embed = Callable[[Sequence[str]], npt.NDArray[np.floating]]
+"""Turns texts into vectors, one row for each."""
+
+FAILED = frozenset({rpb.OUTCOME_EDITED, rpb.OUTCOME_REJECTED, rpb.OUTCOME_REGENERATED})
+
+
+def by_user(interactions: Iterable[Interaction]) -> dict[bytes, list[Interaction]]:
+    """Groups interactions by their user."""
+    users: dict[bytes, list[Interaction]] = defaultdict(list)
+    for interaction in interactions:
+        users[interaction.user].append(interaction)
+    return dict(users)
+
+
+def pick_one(interactions: Sequence[Interaction]) -> Interaction:
+    """Picks a user's one vote, uniformly, by the operating system's randomness."""
+    return secrets.choice(interactions)
+
+
+def count_metrics(metrics: Iterable[pb.Metric], interactions: Sequence[Interaction]) -> tuple[int, ...]:
+    """Counts what a user did, for each metric of the plan; clipped later, where users are added up."""
+    failed = sum(interaction.outcome in FAILED for interaction in interactions)
+    accepted = sum(interaction.outcome == rpb.OUTCOME_ACCEPTED for interaction in interactions)
+    amounts = {pb.Metric.KIND_ACCEPTED: accepted, pb.Metric.KIND_FAILED: failed}
+    return tuple(amounts[metric.kind] for metric in metrics)
+
+
+class Bins:
+    """The plan's bins as directions, around the mean of the bins themselves.
+
+    The mean is that of the bins' public texts and never of the users' texts: otherwise one user would move the others'
+    votes, and the bound on one user's influence would be gone.
+    """
+
+    def __init__(self, bins: Sequence[pb.Bin], embed: Embed) -> None:
+        """Embeds every bin as the mean of its texts."""
+        rows_KE = np.stack([np.asarray(embed(list(bin_.texts)), np.float64).mean(axis=0) for bin_ in bins])
+        self._embed = embed
+        self._centre_E = rows_KE.mean(axis=0)
+        self._directions_KE = _unit(rows_KE - self._centre_E)
+
+    def nearest(self, text: str) -> int | None:
+        """Returns the bin of the largest cosine, or none where the text has no finite embedding.
+
+        Each text is embedded on its own, so that what else is in a batch cannot change its last bits.
+        """
+        try:
+            row_E = np.asarray(self._embed([text]), np.float64)[0]
+        except Exception:  # noqa: BLE001 - one user's text must not decide whether the device reports at all
+            return None
+        if not np.isfinite(row_E).all():
+            return None
+        return int(np.argmax(self._directions_KE @ _unit(row_E - self._centre_E)))
+
+
+def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
+    unit: npt.NDArray[np.float64] = rows / np.where(length > 0, length, 1.0)
+    return unit
+
+
+def contributions_of(
+    plan: pb.RoundPlan,
+    users: dict[bytes, list[Interaction]],
+    prompts_of: Callable[[Sequence[str]], dict[str, str]],
+    embed: Embed,
+) -> list[Contribution]:
+    """Returns at most one contribution for each user.
+
+    Args:
+        plan: an admitted plan.
+        users: interactions of the plan's window by user.
+        prompts_of: returns prompts by the ids of their interactions.
+        embed: the student's embedding.
+    """
+    chosen = {user: pick_one(interactions) for user, interactions in users.items()}
+    prompts = prompts_of([interaction.id for interaction in chosen.values()])
+    bins = Bins(plan.bins, embed)
+    found = []
+    for user, interaction in chosen.items():
+        nearest = bins.nearest(prompts[interaction.id]) if interaction.id in prompts else None
+        if nearest is not None:
+            metrics = count_metrics(plan.metrics, users[user])
+            found.append(Contribution(nearest, interaction.outcome in FAILED, metrics))
+    return found

@@ -1,0 +1,301 @@
+"""Rollouts in the registry, on every database."""
+
+import datetime as dt
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ebbflow.cloud.registry.changes import revisions
+from ebbflow.cloud.registry.engine import Registry
+from ebbflow.cloud.registry.tables import (
+    Agent,
+    AgentState,
+    Assignment,
+    DeviceState,
+    Distillation,
+    DistillationState,
+    Release,
+    ReleaseState,
+    Rollout,
+    RolloutDevice,
+    RolloutState,
+    Student,
+)
+from ebbflow.cloud.rollout import store
+from ebbflow.cloud.rollout.phases import Phase
+from ebbflow.common.errors import EbbflowError, Reason
+
+NOW = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
+SECOND = dt.timedelta(seconds=1)
+CANARY_THEN_ALL = [Phase(share=0.2), Phase(failure_share=0.3, success_share=0.7, min_answers=2)]
+
+
+class Fleet:
+    """A student with releases, its agents, and a clock."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.now = NOW
+
+    def add_student(self, releases: int = 3, selector: str = "") -> None:
+        with self.registry.transaction() as session:
+            session.add(
+                Student(
+                    id="faq",
+                    teacher="/models/teacher",
+                    architecture={},
+                    corpus_sha256="0" * 64,
+                    topics=["a"],
+                    privacy_policy={},
+                    selector=selector,
+                    create_time=NOW,
+                )
+            )
+            session.flush()
+            for number in range(1, releases + 1):
+                self._add_release(session, number, ReleaseState.PUBLISHED)
+
+    def _add_release(self, session: Session, number: int, state: ReleaseState) -> None:
+        job = f"job-{number}"
+        session.add(
+            Distillation(
+                id=job,
+                student_id="faq",
+                state=DistillationState.SUCCEEDED,
+                recipe={},
+                mixture={},
+                base_release=None,
+                round_id=None,
+                create_time=NOW,
+                update_time=NOW,
+            )
+        )
+        session.flush()
+        session.add(
+            Release(student_id="faq", number=number, distillation_id=job, state=state, targets={}, create_time=NOW)
+        )
+
+    def add_agents(self, *agent_ids: str, **fields: object) -> None:
+        with self.registry.transaction() as session:
+            for agent_id in agent_ids:
+                row = {"labels": {}, "profile": {}, "state": AgentState.ACTIVE, "connected": True, **fields}
+                session.add(Agent(id=agent_id, create_time=NOW, **row))
+
+    def start(self, number: int, plan: list[Phase] | None = None) -> str:
+        self.now += SECOND
+        with self.registry.transaction() as session:
+            return store.create(session, "faq", number, CANARY_THEN_ALL if plan is None else plan, self.now).id
+
+    def tick(self, later: dt.timedelta = dt.timedelta(0)) -> int:
+        self.now += later
+        return store.tick(self.registry, self.now)
+
+    def verb(self, act: Callable[[Session, str, dt.datetime], Rollout], rollout_id: str) -> None:
+        with self.registry.transaction() as session:
+            act(session, rollout_id, self.now)
+
+    def desired(self) -> dict[str, int | None]:
+        with self.registry.reading() as session:
+            return {row.agent_id: row.desired_number for row in session.scalars(sa.select(Assignment))}
+
+    def wanting(self, number: int) -> list[str]:
+        return sorted(agent for agent, wanted in self.desired().items() if wanted == number)
+
+    def answer(self, agent_id: str, number: int, succeeded: bool = True) -> None:
+        """What an agent does: reads its desired state, then reports."""
+        with self.registry.transaction() as session:
+            store.tell(session, agent_id, self.now)
+        with self.registry.transaction() as session:
+            if succeeded:
+                row = session.get_one(Assignment, (agent_id, "faq"))
+                row.serving_number = number
+            store.answer(session, agent_id, "faq", number, self.now, succeeded=succeeded, reason="PROBE_LOSS")
+
+    def state(self, rollout_id: str) -> RolloutState:
+        with self.registry.reading() as session:
+            return session.get_one(Rollout, rollout_id).state
+
+    def device(self, rollout_id: str, agent_id: str) -> RolloutDevice:
+        with self.registry.reading() as session:
+            return session.get_one(RolloutDevice, (rollout_id, agent_id))
+
+    def finish(self, rollout_id: str, number: int) -> None:
+        for _ in range(3):
+            for agent_id in self.wanting(number):
+                self.answer(agent_id, number)
+            self.tick(SECOND)
+        assert self.state(rollout_id) is RolloutState.SUCCEEDED
+
+
+@pytest.fixture
+def fleet(registry: Registry) -> Fleet:
+    made = Fleet(registry)
+    made.add_student()
+    made.add_agents(*(f"agent-{number}" for number in range(10)))
+    return made
+
+
+def test_a_release_reaches_the_canaries_first_and_then_everybody(fleet: Fleet) -> None:
+    rollout = fleet.start(1)
+    canaries = fleet.wanting(1)
+    assert len(canaries) == 2
+    fleet.answer(canaries[0], 1)
+    assert fleet.tick() == 8
+    assert len(fleet.wanting(1)) == 10
+    fleet.finish(rollout, 1)
+
+
+def test_a_tick_with_nothing_new_changes_nothing(fleet: Fleet) -> None:
+    fleet.start(1)
+    with fleet.registry.reading() as session:
+        before = revisions(session)
+    assert fleet.tick(SECOND) == 0
+    with fleet.registry.reading() as session:
+        assert revisions(session) == before
+
+
+def test_a_failed_canary_halts_and_an_abort_sends_everybody_back(fleet: Fleet) -> None:
+    fleet.finish(fleet.start(1), 1)
+    rollout = fleet.start(2)
+    first, second = fleet.wanting(2)
+    fleet.answer(first, 2)
+    fleet.answer(second, 2, succeeded=False)
+    fleet.tick()
+    assert fleet.state(rollout) is RolloutState.HALTED
+    assert fleet.desired()[second] == 1
+    assert fleet.tick(3600 * SECOND) == 0
+    fleet.verb(store.abort, rollout)
+    assert len(fleet.wanting(1)) == 10
+
+
+def test_without_a_release_before_it_an_abort_leaves_nothing_to_serve(fleet: Fleet) -> None:
+    fleet.verb(store.abort, fleet.start(1))
+    assert set(fleet.desired().values()) <= {None}
+
+
+def test_a_halt_that_is_resumed_tries_again(fleet: Fleet) -> None:
+    rollout = fleet.start(1)
+    canary = fleet.wanting(1)[0]
+    fleet.answer(canary, 1, succeeded=False)
+    fleet.tick()
+    assert fleet.wanting(1) == []
+    fleet.verb(store.resume, rollout)
+    assert canary in fleet.wanting(1)
+
+
+def test_a_newer_rollout_takes_over_and_goes_back_to_what_was_proven(fleet: Fleet) -> None:
+    fleet.finish(fleet.start(1), 1)
+    old = fleet.start(2)
+    proven, asked = fleet.wanting(2)
+    fleet.answer(proven, 2)
+    new = fleet.start(3, [Phase()])
+    assert fleet.state(old) is RolloutState.SUPERSEDED
+    assert len(fleet.wanting(3)) == 10
+    assert fleet.device(new, proven).previous_number == 2
+    assert fleet.device(new, asked).previous_number == 1
+    fleet.verb(store.abort, new)
+    assert (fleet.desired()[proven], fleet.desired()[asked]) == (2, 1)
+
+
+def test_a_late_agent_gets_the_last_finished_release(fleet: Fleet) -> None:
+    rollout = fleet.start(1)
+    fleet.finish(rollout, 1)
+    fleet.add_agents("late")
+    assert fleet.tick() == 1
+    assert fleet.desired()["late"] == 1
+    fleet.answer("late", 1)
+    assert fleet.device(rollout, "late").state is DeviceState.SUCCEEDED
+
+
+def test_a_late_agent_waits_for_the_last_phase_with_the_release_before(fleet: Fleet) -> None:
+    fleet.finish(fleet.start(1), 1)
+    rollout = fleet.start(2)
+    fleet.add_agents("late")
+    fleet.tick()
+    assert fleet.desired()["late"] == 1
+    assert fleet.device(rollout, "late").phase == 1
+    fleet.verb(store.abort, rollout)
+    fleet.tick()
+    assert fleet.desired()["late"] == 1
+    assert len(fleet.wanting(1)) == 11
+
+
+def test_agents_that_the_student_does_not_select_are_left_out(registry: Registry) -> None:
+    fleet = Fleet(registry)
+    fleet.add_student(selector="site=berlin")
+    fleet.add_agents("in", labels={"site": "berlin"})
+    fleet.add_agents("out", labels={"site": "rome"})
+    fleet.add_agents("shut", labels={"site": "berlin"}, state=AgentState.QUARANTINED)
+    fleet.start(1)
+    fleet.tick()
+    assert fleet.desired() == {"in": 1}
+
+
+def test_canaries_are_drawn_among_the_connected(registry: Registry) -> None:
+    fleet = Fleet(registry)
+    fleet.add_student()
+    fleet.add_agents(*(f"off-{number}" for number in range(9)), connected=False)
+    fleet.add_agents("on")
+    fleet.start(1, [])
+    assert fleet.wanting(1) == ["on"]
+
+
+def test_an_answer_about_another_release_counts_for_nothing(fleet: Fleet) -> None:
+    fleet.finish(fleet.start(1), 1)
+    rollout = fleet.start(2)
+    canary = fleet.wanting(2)[0]
+    fleet.answer(canary, 1)
+    assert fleet.device(rollout, canary).state is DeviceState.ASSIGNED
+
+
+def test_a_device_that_was_not_asked_cannot_answer(fleet: Fleet) -> None:
+    rollout = fleet.start(1)
+    other = next(f"agent-{n}" for n in range(10) if f"agent-{n}" not in fleet.wanting(1))
+    with fleet.registry.transaction() as session:
+        store.answer(session, other, "faq", 1, fleet.now, succeeded=True)
+    assert fleet.device(rollout, other).state is DeviceState.WAITING
+
+
+def test_silence_after_being_told_is_failure(fleet: Fleet) -> None:
+    rollout = fleet.start(1)
+    canary = fleet.wanting(1)[0]
+    with fleet.registry.transaction() as session:
+        store.tell(session, canary, fleet.now)
+    fleet.tick(dt.timedelta(minutes=59))
+    assert fleet.state(rollout) is RolloutState.RUNNING
+    fleet.tick(dt.timedelta(minutes=1))
+    assert fleet.state(rollout) is RolloutState.HALTED
+    assert fleet.device(rollout, canary).reason == "SILENT"
+
+
+def test_only_a_published_release_can_be_rolled_out(fleet: Fleet) -> None:
+    with fleet.registry.transaction() as session:
+        fleet._add_release(session, 9, ReleaseState.PROPOSED)
+    for number, reason in ((9, Reason.RELEASE_NOT_PUBLISHED), (10, Reason.RELEASE_NOT_FOUND)):
+        with pytest.raises(EbbflowError) as caught:
+            fleet.start(number)
+        assert caught.value.reason is reason
+
+
+def test_replicas_that_tick_and_report_at_once_agree(fleet: Fleet) -> None:
+    rollout = fleet.start(1, [Phase()])
+    agents = fleet.wanting(1)
+    with ThreadPoolExecutor(8) as pool:
+        ticks = [pool.submit(store.tick, fleet.registry, fleet.now) for _ in range(8)]
+        answers = [pool.submit(fleet.answer, agent, 1) for agent in agents]
+        for future in [*ticks, *answers]:
+            future.result()
+    fleet.tick()
+    assert fleet.state(rollout) is RolloutState.SUCCEEDED
+    assert len(fleet.wanting(1)) == 10
+
+
+def test_two_rollouts_that_start_at_once_leave_one_active(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        made = [future.result() for future in [pool.submit(fleet.start, number) for number in (1, 2)]]
+    states = sorted(fleet.state(rollout) for rollout in made)
+    assert states == [RolloutState.RUNNING, RolloutState.SUPERSEDED]
+    assert len(set(fleet.desired().values()) - {None}) == 1

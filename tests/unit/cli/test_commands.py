@@ -1,0 +1,306 @@
+import datetime as dt
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebbflow.cloud.identity import certificates
+from ebbflow.cloud.registry.clock import now
+from ebbflow.cloud.registry.tables import (
+    Agent,
+    AgentState,
+    Assignment,
+    Distillation,
+    DistillationState,
+    PrivacyAccount,
+    Release,
+    ReleaseState,
+    Student,
+)
+from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.common.identity.keys import generate_key, make_csr
+from ebbflow.common.identity.tokens import EnrolmentSecret
+
+Run = Callable[..., Any]
+
+SHAPE = """
+hidden_size = 64
+intermediate_size = 128
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+head_dim = 16
+vocabulary_size = 512
+max_position_embeddings = 128
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    texts = [{"topic": topic, "text": f"About {topic}.", "split": "train"} for topic in ("datetime", "json")]
+    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def student(run: Run, corpus: Path, tmp_path: Path) -> str:
+    (tmp_path / "shape.toml").write_text(SHAPE)
+    arguments = [
+        "--teacher",
+        "/models/teacher",
+        "--corpus",
+        str(corpus),
+        "--architecture",
+        str(tmp_path / "shape.toml"),
+    ]
+    made = run("student", "create", "faq", *arguments, "--epsilon", "2", "--rounds-per-window", "2", "-o", "json")
+    assert made.code == 0, made.err
+    assert made.json["architecture"]["hiddenSize"] == 64
+    assert made.json["privacyPolicy"]["epsilon"] == 2
+    assert made.json["topics"] == ["datetime", "json"]
+    return "students/faq"
+
+
+def enrol(cloud: Cloud, agent_id: str, **labels: str) -> None:
+    with cloud.registry.transaction() as session:
+        row = Agent(id=agent_id, state=AgentState.ACTIVE, labels=labels, profile={}, create_time=now())
+        session.add(row)
+        issued = cloud.authority.issue_agent(make_csr(generate_key()), agent_id, dt.timedelta(days=1), now())
+        certificates.record(session, issued, now())
+
+
+def add_release(cloud: Cloud, number: int, state: ReleaseState = ReleaseState.PUBLISHED) -> None:
+    with cloud.registry.transaction() as session:
+        session.add(
+            Distillation(
+                id=f"d{number}",
+                student_id="faq",
+                state=DistillationState.SUCCEEDED,
+                recipe={"steps": 10},
+                mixture={},
+                base_release=None,
+                round_id=None,
+                create_time=now(),
+                update_time=now(),
+            )
+        )
+        session.flush()
+        target = {"sha256": "ab" * 32, "size_bytes": 7}
+        targets = {
+            f"student/faq/{number}.manifest.json": {**target, "kind": "manifest"},
+            f"student/faq/{number}.int8.safetensors": {**target, "kind": "int8"},
+        }
+        session.add(
+            Release(
+                student_id="faq",
+                number=number,
+                distillation_id=f"d{number}",
+                state=state,
+                targets=targets,
+                create_time=now(),
+            )
+        )
+
+
+def test_a_token_is_printed_alone_and_works_once_revoked_no_more(run: Run, cloud: Cloud) -> None:
+    made = run("token", "create", "--uses", "3", "--lifetime", "1d", "--label", "site=berlin")
+    assert made.code == 0, made.err
+    secret = EnrolmentSecret.decode(made.out)
+    assert secret.authority_sha256 == cloud.authority.sha256
+    assert "3 uses" in made.err
+    (listed,) = run("token", "list", "-o", "json").json
+    assert (listed["usesLeft"], listed["labels"]) == (3, {"site": "berlin"})
+    assert secret.secret not in str(listed)
+    assert run("token", "revoke", secret.token_id, "-o", "json").json["revoked"] is True
+    assert run("token", "revoke", "nobody").code == 4
+
+
+def test_agents_are_listed_labelled_revoked_and_reinstated(run: Run, cloud: Cloud) -> None:
+    enrol(cloud, "kiosk-7", site="berlin")
+    enrol(cloud, "kiosk-8", site="bonn")
+    assert [agent["name"] for agent in run("agent", "list", "-l", "site=bonn", "-o", "json").json] == ["agents/kiosk-8"]
+    assert [agent["name"] for agent in run("agent", "list", "--limit", "1", "-o", "json").json] == ["agents/kiosk-7"]
+    table = run("agent", "list").out.splitlines()
+    assert table[0].split()[:2] == ["NAME", "STATE"]
+    assert table[1].split()[:3] == ["agents/kiosk-7", "active", "no"]
+    assert run("agent", "label", "kiosk-7", "ring=beta", "site-", "-o", "json").json["labels"] == {"ring": "beta"}
+    with cloud.registry.transaction() as session:
+        session.get_one(Agent, "kiosk-7").state = AgentState.QUARANTINED
+    assert run("agent", "reinstate", "agents/kiosk-7", "-o", "json").json["state"] == "STATE_ACTIVE"
+    assert run("agent", "revoke", "kiosk-7", "--reason", "stolen").code == 1, "nobody has said yes"
+    gone = run("agent", "revoke", "kiosk-7", "--reason", "stolen", "--yes", "-o", "json").json
+    assert (gone["state"], gone["reason"]) == ("STATE_REVOKED", "stolen")
+    assert "state: STATE_REVOKED" in run("agent", "get", "kiosk-7").out
+
+
+def test_students_are_created_listed_and_shown(run: Run, student: str) -> None:
+    assert run("student", "list").out.splitlines()[1].split()[:4] == ["students/faq", "/models/teacher", "2", "2"]
+    assert run("student", "show", "faq", "-o", "json").json["name"] == student
+    assert "  hidden_size: 64" in run("student", "show", "students/faq").out
+
+
+def test_a_student_without_shape_or_corpus_says_what_is_missing(run: Run, corpus: Path) -> None:
+    bare = run("student", "create", "faq", "--teacher", "t", "--corpus", str(corpus), "--hidden-size", "64")
+    assert bare.code == 3
+    assert "num_hidden_layers" in bare.err
+    lost = run("student", "create", "faq", "--teacher", "t", "--corpus", "/none", "--initial-checkpoint", "/c")
+    assert lost.code == 3
+    assert "/none" in lost.err
+
+
+def test_a_broken_corpus_is_refused_with_the_servers_words(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "corpus").write_text("not json\n")
+    arguments = ["--corpus", str(tmp_path / "corpus"), "--initial-checkpoint", "/c"]
+    refused = run("student", "create", "faq", "--teacher", "t", *arguments)
+    assert refused.code == 3
+    assert "cure: Every line must be JSON" in refused.err
+
+
+def test_distillations_are_queued_listed_and_cancelled(run: Run, student: str) -> None:
+    recipe = ["--steps", "7", "--batch-size", "2", "--mixture", "datetime=3", "--mixture", "json=1"]
+    made = run("distillation", "start", "faq", *recipe, "-o", "json")
+    assert made.code == 0, made.err
+    assert (made.json["student"], made.json["recipe"]["steps"]) == (student, 7)
+    name = made.json["name"].removeprefix("distillations/")
+    assert run("distillation", "list", "--student", "faq").out.splitlines()[1].split()[2:4] == ["queued", "0/7"]
+    assert run("distillation", "cancel", name).out.splitlines()[1].split()[2] == "cancelled"
+    assert run("distillation", "show", name, "-o", "json").json["state"] == "STATE_CANCELLED"
+    watched = run("distillation", "watch", name)
+    assert watched.code == 5
+    assert f"distillations/{name} cancelled" in watched.err
+
+
+def test_waiting_for_a_distillation_ends_with_its_end(run: Run, cloud: Cloud, student: str) -> None:
+    import threading
+    import time
+
+    def work() -> None:
+        for _ in range(200):
+            time.sleep(0.05)
+            with cloud.registry.transaction() as session:
+                rows = session.query(Distillation).all()
+                if rows:
+                    rows[0].state, rows[0].step, rows[0].error = DistillationState.FAILED, 3, "the disk is full"
+                    return
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    ended = run("distillation", "start", "faq", "--steps", "5", "--wait", "-o", "json")
+    worker.join()
+    assert ended.code == 5
+    assert ended.json["state"] == "STATE_FAILED"
+    assert "failed 3/5" in ended.err
+    assert "the disk is full" in ended.err
+
+
+def test_releases_are_listed_and_shown(run: Run, cloud: Cloud, student: str) -> None:
+    add_release(cloud, 1)
+    add_release(cloud, 2, ReleaseState.REJECTED)
+    names = [release["name"] for release in run("release", "list", "faq", "-o", "json").json]
+    assert names == ["students/faq/releases/2", "students/faq/releases/1"]
+    assert run("release", "list").out.splitlines()[1].split()[1] == "rejected"
+    shown = run("release", "show", "faq/1", "-o", "json").json
+    assert shown["variants"][0]["precision"] == "PRECISION_INT8"
+    assert run("release", "show", "faq/9").code == 4
+    assert run("release", "show", "faq").code == 3
+
+
+def test_rollouts_are_started_paused_resumed_and_aborted(run: Run, cloud: Cloud, student: str) -> None:
+    add_release(cloud, 1)
+    enrol(cloud, "kiosk-7")
+    gates = ["--phase", "0.5", "--soak", "1m", "--min-answers", "2", "--success-share", "0.9", "--silence-limit", "5m"]
+    made = run("rollout", "start", "faq/1", *gates, "-o", "json")
+    assert made.code == 0, made.err
+    assert [phase["share"] for phase in made.json["phases"]] == [0.5, 1.0]
+    assert made.json["phases"][0]["soak"] == "60s"
+    name = made.json["name"]
+    assert run("rollout", "pause", name).out.splitlines()[1].split()[2] == "paused"
+    assert run("rollout", "resume", name).out.splitlines()[1].split()[2] == "running"
+    assert run("rollout", "list", "--student", "faq", "-o", "json").json[0]["name"] == name
+    assert "share: 0.5" in run("rollout", "show", name).out
+    assert run("rollout", "abort", name).code == 1, "nobody has said yes"
+    assert run("rollout", "abort", name, "--yes", "-o", "json").json["state"] == "STATE_ABORTED"
+    watched = run("rollout", "watch", name)
+    assert (watched.code, "aborted" in watched.err) == (5, True)
+    assert run("rollout", "start", "faq/1", "--phase", "0.5", "--phase", "0.1").code == 3
+
+
+def test_rounds_are_opened_listed_and_closed(run: Run, cloud: Cloud, student: str) -> None:
+    enrol(cloud, "kiosk-7")
+    with cloud.registry.transaction() as session:
+        session.add(Assignment(agent_id="kiosk-7", student_id="faq", desired_number=1, serving_number=1))
+    made = run("round", "open", "faq", "--duration", "1h", "--lookback", "2d", "-o", "json")
+    assert made.code == 0, made.err
+    name = made.json["name"]
+    assert made.json["cohortSize"] == 1
+    assert run("round", "list").out.splitlines()[1].split()[:3] == [name, "students/faq", "open"]
+    assert run("round", "close", name.removeprefix("rounds/")).out.splitlines()[1].split()[2] == "closed"
+    assert run("round", "show", name, "-o", "json").json["state"] == "STATE_CLOSED"
+    assert run("round", "show", "none").code == 4
+
+
+def test_privacy_accounts_are_shown(run: Run, cloud: Cloud, student: str) -> None:
+    enrol(cloud, "kiosk-7")
+    with cloud.registry.transaction() as session:
+        policy = session.get_one(Student, "faq").privacy_policy
+        cap = int(policy["rhoCapNano"])
+        session.add(
+            PrivacyAccount(
+                agent_id="kiosk-7",
+                student_id="faq",
+                window="2026-11-01",
+                rho_cap_nano=cap,
+                rho_spent_nano=cap // 2,
+                delta=1e-6,
+            )
+        )
+    (account,) = run("privacy", "show", "--agent", "kiosk-7", "-o", "json").json
+    assert 0 < account["epsilonSpent"] < 2
+    assert run("privacy", "show").out.splitlines()[1].split()[:3] == ["agents/kiosk-7", "students/faq", "2026-11-01"]
+    assert run("privacy", "show", "--agent", "other", "-o", "json").json == []
+
+
+def test_what_was_done_is_in_the_audit_log(run: Run) -> None:
+    run("token", "create")
+    entry = run("audit", "list", "--actor", "admins/owner", "--limit", "1", "-o", "json").json[0]
+    assert (entry["method"], entry["code"]) == ("FleetService/CreateEnrolmentToken", "OK")
+
+
+def test_a_new_admin_works_at_once_with_its_role_and_no_more(run: Run, run_alone: Run, tmp_path: Path) -> None:
+    made = run("admin", "create", "ada", "--role", "viewer", "--lifetime", "1d", "--out", str(tmp_path / "ada"))
+    assert made.code == 0, made.err
+    path = made.out.strip()
+    assert run_alone("--context", path, "agent", "list").code == 0
+    refused = run_alone("--context", path, "token", "create")
+    assert refused.code == 6
+    assert "cure: Ask an owner" in refused.err
+    again = run("admin", "create", "ada", "--role", "viewer", "--out", str(tmp_path / "ada"))
+    assert again.code == 5, "a context is never overwritten"
+
+
+def test_an_empty_list_is_an_empty_array_and_a_bare_head(run: Run) -> None:
+    assert run("rollout", "list", "-o", "json").json == []
+    assert run("rollout", "list").out.splitlines()[0].startswith("NAME")
+
+
+def test_a_server_that_is_down_is_named_with_its_cure(run_alone: Run, context: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    text = context.read_text()
+    context.write_text(f'address = "{address}"\n' + text.split("\n", 1)[1])
+    down = run_alone("--context", str(context), "agent", "list")
+    assert down.code == 7
+    assert address in down.err
+    assert "ebbflow cloud serve" in down.err
+    assert down.out == ""
+
+
+def test_the_context_may_come_from_the_environment(
+    run_alone: Run, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EBBFLOW_CONTEXT", str(context))
+    assert run_alone("agent", "list").code == 0

@@ -1,0 +1,80 @@
+"""What a round says, and the mixture that follows."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.cloud.feedback.aggregate import aggregate, is_informative, mixture, weights
+from ebbflow.common.privacy.calibration import calibrate, variance_of
+from ebbflow.common.privacy.gaussian import DiscreteGaussian
+
+COUNTS = st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=20)
+
+
+@given(COUNTS, st.floats(0, 1), st.floats(0, 10))
+def test_weights_are_shares_with_a_floor(
+    counts: list[tuple[float, float]], floor_share: float, failed_boost: float
+) -> None:
+    seen, failed = zip(*counts, strict=True)
+    found = weights(seen, failed, failed_boost=failed_boost, floor_share=floor_share)
+    assert math.fsum(found) == pytest.approx(1.0)
+    assert min(found) >= floor_share / len(found) - 1e-12
+
+
+def test_failed_votes_weigh_more() -> None:
+    assert weights([30, 10], [0, 10], failed_boost=2, floor_share=0) == [0.5, 0.5]
+    assert weights([30, 10], [0, 10], failed_boost=1, floor_share=0) == [0.6, 0.4]
+
+
+def test_negative_estimates_get_the_floor_alone() -> None:
+    assert weights([100, -50], [0, 0], floor_share=0.1) == pytest.approx([0.95, 0.05])
+
+
+def test_where_nothing_stands_out_all_bins_are_equal() -> None:
+    assert weights([-1, -2, 0, 0], [0, 1, 0, -3], failed_boost=1) == [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("seen", "failed", "informative"),
+    [([29.0, 0.0], [0.0, 0.0], False), ([30.0, 0.0], [0.0, 0.0], True), ([0.0, 0.0], [0.0, 31.0], True)],
+    ids=["noise", "seen", "failed"],
+)
+def test_three_deviations_make_a_round_informative(seen: list[float], failed: list[float], informative: bool) -> None:
+    assert is_informative(seen, failed, 10.0) is informative
+
+
+def test_two_halves_of_a_bin_may_stand_out_together() -> None:
+    assert is_informative([25.0], [20.0], 10.0)
+    assert not is_informative([22.0], [20.0], 10.0)
+
+
+def test_a_round_recovers_what_users_asked_for() -> None:
+    mechanism = calibrate(4.0, 1e-6, 4)
+    plan = pb.RoundPlan(
+        bins=[pb.Bin(bin_id=name) for name in ("files", "dates")],
+        metrics=[pb.Metric(kind=pb.Metric.KIND_ACCEPTED, cap=1)],
+        null_bins=64,
+        mechanism=mechanism,
+    )
+    truth = [40, 10, 0, 10, 25, *[0] * 64]
+    sampler = DiscreteGaussian(variance_of(mechanism))
+    reports = [[a + b for a, b in zip(truth, sampler.sample(69), strict=True)] for _ in range(100)]
+    result = aggregate(plan, reports)
+    deviation = math.sqrt(100 * variance_of(mechanism))
+    assert result.noise_std == pytest.approx(deviation)
+    assert result.informative
+    assert [estimate.seen for estimate in result.bins] == pytest.approx([4000, 1000], abs=6 * deviation)
+    assert [estimate.failed for estimate in result.bins] == pytest.approx([0, 1000], abs=6 * deviation)
+    assert list(result.metrics) == pytest.approx([2500], abs=6 * deviation)
+    assert mixture(result) == pytest.approx({"files": 0.05 + 0.9 * 4 / 7, "dates": 0.05 + 0.9 * 3 / 7}, abs=0.05)
+
+
+def test_a_round_without_batches_says_nothing() -> None:
+    plan = pb.RoundPlan(bins=[pb.Bin(bin_id="a"), pb.Bin(bin_id="b")], null_bins=64, mechanism=calibrate(4, 1e-6, 4))
+    result = aggregate(plan, [])
+    assert not result.informative
+    assert result.noise_std == 0
+    assert mixture(result) == {"a": 0.5, "b": 0.5}

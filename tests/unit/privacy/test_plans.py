@@ -1,0 +1,85 @@
+"""A plan whose numbers do not give what they claim is turned down, with the reason in a word."""
+
+from collections.abc import Callable
+
+import pytest
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy import accounting
+from ebbflow.common.privacy.calibration import variance_of
+from ebbflow.common.privacy.plans import check_plan
+
+
+def test_the_cloud_makes_sound_plans(plan: pb.RoundPlan) -> None:
+    check_plan(plan)
+    assert plan.mechanism.sensitivity_squared == 1 + 2**2
+    assert plan.mechanism.rho_nano * plan.policy.rounds_per_window == plan.policy.rho_cap_nano
+
+
+def halve_sigma(plan: pb.RoundPlan) -> None:
+    plan.mechanism.sigma_squared_denominator *= 4
+
+
+def restate_cost(plan: pb.RoundPlan) -> None:
+    variance = variance_of(plan.mechanism)
+    plan.mechanism.rho_nano = accounting.rho_nano(variance, plan.mechanism.sensitivity_squared)
+
+
+def halve_sigma_and_restate_the_cost(plan: pb.RoundPlan) -> None:
+    halve_sigma(plan)
+    restate_cost(plan)
+
+
+def halve_sigma_and_restate_the_cap(plan: pb.RoundPlan) -> None:
+    halve_sigma_and_restate_the_cost(plan)
+    plan.policy.rho_cap_nano = 4 * plan.mechanism.rho_nano
+
+
+BROKEN: dict[str, tuple[Callable[[pb.RoundPlan], object], str]] = {
+    "half the noise": (halve_sigma, "rho"),
+    "half the noise, cost restated": (halve_sigma_and_restate_the_cost, "rho_cap"),
+    "half the noise, cost and cap restated": (halve_sigma_and_restate_the_cap, "epsilon"),
+    "sensitivity understated": (lambda plan: setattr(plan.metrics[0], "cap", 3), "sensitivity"),
+    "no end": (lambda plan: plan.ClearField("end_time"), "time"),
+    "no mechanism": (lambda plan: plan.ClearField("mechanism"), "mechanism"),
+    "variance undefined": (lambda plan: setattr(plan.mechanism, "sigma_squared_denominator", 0), "mechanism"),
+    "variance too large": (lambda plan: setattr(plan.mechanism, "sigma_squared_numerator", 2**63), "mechanism"),
+    "same bin twice": (lambda plan: setattr(plan.bins[1], "bin_id", plan.bins[0].bin_id), "bins"),
+    "too many bins": (lambda plan: plan.bins.extend([pb.Bin(bin_id=str(i), texts=["x"]) for i in range(254)]), "bins"),
+    "no bins": (lambda plan: plan.ClearField("bins"), "bins"),
+    "a bin without a text": (lambda plan: plan.bins[0].ClearField("texts"), "texts"),
+    "too few null bins": (lambda plan: setattr(plan, "null_bins", 63), "null_bins"),
+    "a window made up": (lambda plan: setattr(plan, "window", "2026-11-02"), "window"),
+    "no users": (lambda plan: setattr(plan, "max_users", 0), "max_users"),
+    "a metric without a cap": (lambda plan: setattr(plan.metrics[0], "cap", 0), "metrics"),
+    "epsilon is no number": (lambda plan: setattr(plan.policy, "epsilon", float("nan")), "policy"),
+    "epsilon is infinite": (lambda plan: setattr(plan.policy, "epsilon", float("inf")), "policy"),
+    "epsilon understated": (lambda plan: setattr(plan.policy, "epsilon", 3.9), "epsilon"),
+    "delta understated": (lambda plan: setattr(plan.policy, "delta", 1e-7), "epsilon"),
+    "more rounds than the cap": (lambda plan: setattr(plan.policy, "rounds_per_window", 5), "rho_cap"),
+    "a cap beyond epsilon": (lambda plan: setattr(plan.policy, "rho_cap_nano", 500_000_000), "epsilon"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_plan_is_refused(plan: pb.RoundPlan, name: str) -> None:
+    break_, why = BROKEN[name]
+    break_(plan)
+    with pytest.raises(EbbflowError) as caught:
+        check_plan(plan)
+    assert caught.value.reason is Reason.PLAN_INVALID
+    assert caught.value.metadata["why"] == why
+
+
+def test_the_message_tells_the_true_epsilon(plan: pb.RoundPlan) -> None:
+    halve_sigma_and_restate_the_cap(plan)
+    with pytest.raises(EbbflowError, match=r"an epsilon of 8\.95\d+, not 4"):
+        check_plan(plan)
+
+
+def test_names_are_checked(plan: pb.RoundPlan) -> None:
+    plan.round = "somewhere/else"
+    with pytest.raises(EbbflowError) as caught:
+        check_plan(plan)
+    assert caught.value.reason is Reason.INVALID_REQUEST
