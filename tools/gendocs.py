@@ -1,11 +1,13 @@
 """Write the generated pages of docs/reference. `make docs` writes; `--check`, in `make lint`, fails on a difference."""
 
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import click
 import sqlalchemy as sa
+import typer
 import typer.main
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
@@ -66,7 +68,7 @@ def schema() -> str:
         "```mermaid",
         "erDiagram",
     ]
-    tables = sorted(Base.metadata.tables.values(), key=lambda table: table.name)
+    tables = sorted(Base.metadata.tables.values(), key=lambda table: str(table.name))
     for table in tables:
         lines.append(f"  {table.name} {{")
         for column in table.columns:
@@ -77,7 +79,7 @@ def schema() -> str:
         parents = {key.column.table.name for key in table.foreign_keys}
         lines += [f"  {parent} ||--o{{ {table.name} : has" for parent in sorted(parents)]
     lines.append("```\n")
-    classes = {mapper.local_table.name: mapper.class_ for mapper in Base.registry.mappers}
+    classes = {mapper.class_.__tablename__: mapper.class_ for mapper in Base.registry.mappers}
     lines += ["| table | holds |", "| --- | --- |"]
     lines += [f"| `{table.name}` | {' '.join((classes[table.name].__doc__ or '').split())} |" for table in tables]
     return "\n".join(lines) + "\n"
@@ -92,11 +94,11 @@ def cli() -> str:
     lines = ["# Command lines\n", NOTE, "Sources: `cloud/ebbflow/cli/`, `edge/ebbflow/edge/main.py`.\n"]
     for name, app in (("ebbflow", admin_app), ("ebbflow-edge", edge_app)):
         command = typer.main.get_command(app)
-        lines += _command(command, click.Context(command, info_name=name))
+        lines += _command(command, typer.Context(command, info_name=name))
     return "\n".join(lines) + "\n"
 
 
-def _command(command: click.Command, context: click.Context) -> Iterator[str]:
+def _command(command: Any, context: typer.Context) -> Iterator[str]:
     yield f"## `{context.command_path}`\n"
     text = (command.help or "").replace("\b\n", "").strip()
     yield text + "\n"
@@ -108,11 +110,14 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
             f"| `{' '.join(left.split())}` | {' '.join(right.split())} |".replace("|none", "") for left, right in rows
         )
         yield ""
-    if isinstance(command, click.Group):
+    if command.epilog:
+        examples = command.epilog.replace("\b\n", "").removeprefix("Example:\n")
+        yield f"```sh\n{textwrap.dedent(examples).strip()}\n```\n"
+    if hasattr(command, "list_commands"):
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             if child is not None and not child.hidden:
-                yield from _command(child, click.Context(child, info_name=name, parent=context))
+                yield from _command(child, typer.Context(child, info_name=name, parent=context))
 
 
 def api() -> str:

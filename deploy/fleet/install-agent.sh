@@ -53,15 +53,23 @@ if command -v flock >/dev/null; then
     flock -n 9 || fail "another install-agent works on $prefix; wait for it"
 fi
 
+# Prints the torch that a wheel asks for, such as torch==2.13.0.
+NAMED_TORCH='
+import re, sys, zipfile
+wheel = zipfile.ZipFile(sys.argv[1])
+metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+print(re.search("torch==[0-9.]+", wheel.read(metadata).decode())[0])
+'
+
 software() {
     in_venv() { "$prefix/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2; }
     "$prefix/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$prefix" || return
-    index=''
+    # torch alone comes from the second index, so that nothing else is looked up there.
     if [ "$extra" = edge-torch ] && [ -n "$torch_index" ] && "$prefix/bin/python" -c \
         "import sys, urllib.request as r; r.urlopen(sys.argv[1] + '/torch/', timeout=3)" "$torch_index" 2>/dev/null; then
-        index=$torch_index
+        in_venv --extra-index-url "$torch_index" --no-deps "$("$prefix/bin/python" -c "$NAMED_TORCH" "$wheel")" || return
     fi
-    in_venv ${constraints:+--constraint "$constraints"} ${index:+--extra-index-url "$index"} "${wheel}[$extra]" || return
+    in_venv ${constraints:+--constraint "$constraints"} "${wheel}[$extra]" || return
     # Another build of the same version counts as another wheel.
     in_venv --force-reinstall --no-deps "$wheel"
 }

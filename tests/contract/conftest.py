@@ -35,7 +35,7 @@ from ebbflow.cloud.registry.tables import (
     ReleaseState,
     Student,
 )
-from ebbflow.cloud.release import keys, repository
+from ebbflow.cloud.release import keys, publish, repository
 from ebbflow.cloud.rollout import store
 from ebbflow.cloud.rollout.phases import Phase
 from ebbflow.cloud.services import listeners
@@ -44,6 +44,7 @@ from ebbflow.cloud.services.hub import Hub
 from ebbflow.common.identity.keys import generate_key, key_to_pem, make_csr
 from ebbflow.common.identity.peers import Identity
 from ebbflow.common.privacy.calibration import complete_policy
+from ebbflow.common.trust.targets import path_of
 
 CORPUS = b"".join(
     json.dumps({"topic": topic, "text": f"a text about {topic}", "split": split}).encode() + b"\n"
@@ -101,7 +102,8 @@ class ControlPlane:
         plain = Endpoint(self.bound.enrolment_address, self.cloud.authority.certificate_pem)
         client = Client(generate_key(), b"", channel(plain))
         self._clients.append(client)
-        return EnrolmentServiceStub(client.channel)
+        stub: EnrolmentServiceStub = EnrolmentServiceStub(client.channel)
+        return stub
 
     def token(self, **arguments: Any) -> str:
         with self.registry.transaction() as session:
@@ -124,11 +126,17 @@ class ControlPlane:
                 )
             )
 
-    def release(self, number: int = 1, student_id: str = "faq", content: bytes = b"weights") -> str:
-        """A published release, whose int8 variant holds `content`; returns the variant's SHA-256."""
+    def release(
+        self,
+        number: int = 1,
+        student_id: str = "faq",
+        content: bytes = b"weights",
+        state: ReleaseState = ReleaseState.PUBLISHED,
+    ) -> str:
+        """A release, whose int8 variant holds `content`; returns the variant's SHA-256."""
         kinds = {"manifest": b"{}", "tokenizer": b"tokens", "int8": content}
         targets = {
-            f"student/{student_id}/{number}.{kind}": {
+            path_of(student_id, number, kind): {
                 "sha256": self.cloud.blobs.put([data]).sha256,
                 "size_bytes": len(data),
                 "kind": kind,
@@ -155,12 +163,20 @@ class ControlPlane:
                     student_id=student_id,
                     number=number,
                     distillation_id=f"{student_id}-{number}",
-                    state=ReleaseState.PUBLISHED,
+                    state=state,
                     targets=targets,
                     create_time=now(),
                 )
             )
         return hashlib.sha256(content).hexdigest()
+
+    def sign(self) -> None:
+        """What distiller and gate do with the oldest packed release."""
+        home = self.cloud.settings.paths.keys
+        with self.registry.transaction() as session:
+            proposal = publish.propose(session, keys.load(home, "distiller"), now())
+            assert proposal is not None
+            publish.approve(session, keys.load(home, "gate"), proposal, now=now())
 
     def roll_out(self, student_id: str, number: int) -> None:
         """Tells every agent of a student to serve a release."""

@@ -8,101 +8,32 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from feedback_world import AGENTS, DAY, NOW, Device, add_fleet, close_all, count, open_round, refusals
 from google.protobuf import json_format
-from securesystemslib.signer import CryptoSigner
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback import accounts, batches, rounds
 from ebbflow.cloud.feedback.aggregate import mixture
-from ebbflow.cloud.feedback.plans import PlanSigner
-from ebbflow.cloud.registry import changes
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
-    Agent,
-    AgentState,
-    Assignment,
     FeedbackBatch,
     FeedbackRefusal,
     PrivacyAccount,
     PrivacyEntry,
-    Round,
     RoundState,
-    Student,
 )
-from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.errors import EbbflowError
 from ebbflow.common.identity import keys as identity
 from ebbflow.common.privacy.accounting import epsilon_of
 from ebbflow.common.privacy.gaussian import DiscreteGaussian
 from ebbflow.common.privacy.vector import Contribution
 from ebbflow.edge.feedback import release
-from ebbflow.edge.feedback.plans import Ceiling, admit
-from ebbflow.edge.feedback.store import FeedbackStore
-
-NOW = dt.datetime(2026, 11, 3, 12, tzinfo=dt.UTC)
-DAY = dt.timedelta(days=1)
-AGENTS = ("kiosk-1", "kiosk-2", "kiosk-3")
-BINS = [pb.Bin(bin_id=topic, texts=[topic]) for topic in ("files", "dates", "networks")]
-SIGNER = CryptoSigner.generate_ed25519()
-KEYS = {agent: identity.generate_key() for agent in (*AGENTS, "stranger")}
 
 
 @pytest.fixture
 def fleet(registry: Registry) -> Registry:
-    """A student that three agents serve, and an agent for each reason not to belong to its cohort."""
-    outsiders = {"elsewhere": {"site": "oslo"}, "revoked": {"site": "berlin"}, "empty": {"site": "berlin"}}
-    with registry.transaction() as session:
-        session.add(
-            Student(
-                id="faq",
-                teacher="",
-                architecture={},
-                corpus_sha256="0" * 64,
-                topics=["files", "dates", "networks"],
-                privacy_policy={"epsilon": 4.0},
-                selector="site=berlin",
-                create_time=NOW,
-            )
-        )
-        for agent in (*AGENTS, *outsiders, "stranger"):
-            labels = outsiders.get(agent, {"site": "berlin"})
-            state = AgentState.REVOKED if agent == "revoked" else AgentState.ACTIVE
-            session.add(Agent(id=agent, state=state, labels=labels, profile={}, create_time=NOW))
-        session.flush()
-        for agent in (*AGENTS, "elsewhere", "revoked"):
-            session.add(Assignment(agent_id=agent, student_id="faq", serving_number=1))
-        session.add(Assignment(agent_id="empty", student_id="faq", desired_number=1))
+    add_fleet(registry)
     return registry
-
-
-def open_round(registry: Registry, now: dt.datetime = NOW, **more: object) -> Round:
-    with registry.transaction() as session:
-        student = session.get_one(Student, "faq")
-        return rounds.open_round(session, student, BINS, PlanSigner(SIGNER), now, **more)  # type: ignore[arg-type]
-
-
-class Device:
-    """A real agent's feedback side."""
-
-    def __init__(self, folder: Path, agent: str) -> None:
-        folder.mkdir()
-        self.agent, self.key, self.store = agent, KEYS[agent], FeedbackStore(folder / "agent.db")
-
-    def answer(self, registry: Registry, votes: list[Contribution], now: dt.datetime = NOW) -> pb.SignedBatch:
-        with registry.reading() as session:
-            plan = rounds.current_plans(session, self.agent, now)[-1]
-        keys = {SIGNER.public_key.keyid: SIGNER.public_key}
-        admitted = admit(plan, keys, Ceiling(epsilon=64.0), now)
-        data = self.store.release_batch(admitted, votes, lambda data: identity.sign(self.key, data), now)
-        return pb.SignedBatch.FromString(data)
-
-    def submit(self, registry: Registry, signed: pb.SignedBatch, now: dt.datetime = NOW) -> None:
-        batches.submit(registry, self.agent, signed, self.key.public_key(), now)
-
-    def resign(self, signed: pb.SignedBatch, change: Callable[[pb.FeedbackBatch], object]) -> pb.SignedBatch:
-        batch = pb.FeedbackBatch.FromString(signed.batch)
-        change(batch)
-        data = batch.SerializeToString(deterministic=True)
-        return pb.SignedBatch(batch=data, signature=identity.sign(self.key, data))
 
 
 @pytest.fixture
@@ -111,16 +42,6 @@ def devices(tmp_path: Path) -> Iterator[list[Device]]:
     yield made
     for device in made:
         device.store.close()
-
-
-def count(registry: Registry, table: type) -> int:
-    with registry.reading() as session:
-        return session.scalar(sa.select(sa.func.count()).select_from(table)) or 0
-
-
-def refusals(registry: Registry) -> list[tuple[str, str]]:
-    with registry.reading() as session:
-        return [(row.agent_id, row.reason) for row in session.scalars(sa.select(FeedbackRefusal))]
 
 
 def test_a_round_goes_from_plan_to_mixture(fleet: Registry, devices: list[Device]) -> None:
@@ -140,75 +61,6 @@ def test_a_round_goes_from_plan_to_mixture(fleet: Registry, devices: list[Device
     assert 1 < rounds.epsilon_of_round(closed) < 4
     with fleet.reading() as session:
         assert rounds.counts(session, [round_.id]) == {round_.id: (3, 3, 0)}
-
-
-def test_the_cohort_is_who_serves_the_student_and_is_frozen(fleet: Registry) -> None:
-    round_ = open_round(fleet)
-    with fleet.transaction() as session:
-        session.add(Assignment(agent_id="stranger", student_id="faq", serving_number=1))
-    with fleet.reading() as session:
-        assert rounds.counts(session, [round_.id])[round_.id][0] == len(AGENTS)
-        for agent in AGENTS:
-            [signed] = rounds.current_plans(session, agent, NOW)
-            assert pb.RoundPlan.FromString(signed.plan).round == f"rounds/{round_.id}"
-        for agent in ("stranger", "elsewhere", "revoked", "empty"):
-            assert rounds.current_plans(session, agent, NOW) == []
-        assert rounds.current_plans(session, AGENTS[0], NOW + DAY) == []
-
-
-def test_opening_and_closing_tell_the_fleet(fleet: Registry) -> None:
-    seen = []
-    for act in (lambda: open_round(fleet), lambda: close_all(fleet)):
-        act()
-        with fleet.reading() as session:
-            seen.append(changes.revisions(session)["plan"])
-    assert seen == [1, 2]
-
-
-def close_all(registry: Registry) -> None:
-    with registry.transaction() as session:
-        rounds.close_overdue(session, NOW + 2 * DAY)
-
-
-def test_a_window_has_its_rounds_and_not_one_more(fleet: Registry) -> None:
-    for _ in range(4):
-        open_round(fleet)
-    with pytest.raises(EbbflowError) as caught:
-        open_round(fleet)
-    assert caught.value.reason is Reason.BUDGET_EXHAUSTED
-    assert open_round(fleet, NOW + 30 * DAY).window == "2026-12-03"
-
-
-def test_a_richer_policy_does_not_reopen_a_spent_window(fleet: Registry) -> None:
-    for _ in range(4):
-        open_round(fleet)
-    with fleet.transaction() as session:
-        session.get_one(Student, "faq").privacy_policy = {"epsilon": 4.0, "rounds_per_window": 8}
-    with pytest.raises(EbbflowError) as caught:
-        open_round(fleet)
-    assert caught.value.reason is Reason.BUDGET_EXHAUSTED
-
-
-def test_replicas_that_open_at_once_share_one_budget(fleet: Registry) -> None:
-    def attempt(_: int) -> bool:
-        try:
-            open_round(fleet)
-        except EbbflowError as error:
-            assert error.reason is Reason.BUDGET_EXHAUSTED  # noqa: PT017 - both outcomes are expected
-            return False
-        return True
-
-    with ThreadPoolExecutor(6) as pool:
-        assert sum(pool.map(attempt, range(8))) == 4
-
-
-def test_a_student_that_nobody_serves_has_no_round(fleet: Registry) -> None:
-    with fleet.transaction() as session:
-        session.execute(sa.delete(Assignment))
-    with pytest.raises(EbbflowError, match="no agent serves") as caught:
-        open_round(fleet)
-    assert caught.value.reason is Reason.STATE_CONFLICT
-    assert count(fleet, Round) == 0
 
 
 def test_the_same_batch_again_is_fine_even_after_the_round(fleet: Registry, devices: list[Device]) -> None:
@@ -393,20 +245,6 @@ def test_closing_again_changes_nothing(fleet: Registry, devices: list[Device]) -
         with fleet.transaction() as session:
             kept.append(json.dumps(rounds.close_round(session, round_.id).aggregate, sort_keys=True))
     assert kept[0] == kept[1]
-
-
-def test_overdue_rounds_close_by_themselves(fleet: Registry) -> None:
-    first, second = open_round(fleet), open_round(fleet, NOW + DAY / 2)
-    with fleet.transaction() as session:
-        assert rounds.close_overdue(session, NOW + DAY) == [first.id]
-    with fleet.reading() as session:
-        assert session.get_one(Round, second.id).state == RoundState.OPEN
-
-
-def test_an_unknown_round_cannot_be_closed(fleet: Registry) -> None:
-    with fleet.transaction() as session, pytest.raises(EbbflowError) as caught:
-        rounds.close_round(session, "nope")
-    assert caught.value.reason is Reason.ROUND_NOT_FOUND
 
 
 def test_metrics_travel_with_the_votes(fleet: Registry, devices: list[Device]) -> None:

@@ -2,12 +2,14 @@
 
 import datetime as dt
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ebbflow.api.v1 import resources_pb2
 from ebbflow.cloud.registry.changes import revisions
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
@@ -26,6 +28,7 @@ from ebbflow.cloud.registry.tables import (
 )
 from ebbflow.cloud.rollout import store
 from ebbflow.cloud.rollout.phases import Phase
+from ebbflow.cloud.services import installations
 from ebbflow.common.errors import EbbflowError, Reason
 
 NOW = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
@@ -78,10 +81,16 @@ class Fleet:
             Release(student_id="faq", number=number, distillation_id=job, state=state, targets={}, create_time=NOW)
         )
 
-    def add_agents(self, *agent_ids: str, **fields: object) -> None:
+    def add_agents(self, *agent_ids: str, **fields: Any) -> None:
         with self.registry.transaction() as session:
             for agent_id in agent_ids:
-                row = {"labels": {}, "profile": {}, "state": AgentState.ACTIVE, "connected": True, **fields}
+                row: dict[str, Any] = {
+                    "labels": {},
+                    "profile": {},
+                    "state": AgentState.ACTIVE,
+                    "connected": True,
+                    **fields,
+                }
                 session.add(Agent(id=agent_id, create_time=NOW, **row))
 
     def start(self, number: int, plan: list[Phase] | None = None) -> str:
@@ -113,6 +122,18 @@ class Fleet:
                 row = session.get_one(Assignment, (agent_id, "faq"))
                 row.serving_number = number
             store.answer(session, agent_id, "faq", number, self.now, succeeded=succeeded, reason="PROBE_LOSS")
+
+    def report(self, agent_id: str, number: int) -> None:
+        """The same, through the report that an agent sends."""
+        with self.registry.transaction() as session:
+            store.tell(session, agent_id, self.now)
+        installation = resources_pb2.Installation(
+            student="students/faq",
+            release=f"students/faq/releases/{number}",
+            state=resources_pb2.INSTALLATION_STATE_SERVING,
+        )
+        with self.registry.transaction() as session:
+            installations.report(session, agent_id, installation, self.now)
 
     def state(self, rollout_id: str) -> RolloutState:
         with self.registry.reading() as session:
@@ -284,9 +305,9 @@ def test_replicas_that_tick_and_report_at_once_agree(fleet: Fleet) -> None:
     rollout = fleet.start(1, [Phase()])
     agents = fleet.wanting(1)
     with ThreadPoolExecutor(8) as pool:
-        ticks = [pool.submit(store.tick, fleet.registry, fleet.now) for _ in range(8)]
-        answers = [pool.submit(fleet.answer, agent, 1) for agent in agents]
-        for future in [*ticks, *answers]:
+        work: list[Future[Any]] = [pool.submit(store.tick, fleet.registry, fleet.now) for _ in range(8)]
+        work += [pool.submit(fleet.report, agent, 1) for agent in agents]
+        for future in work:
             future.result()
     fleet.tick()
     assert fleet.state(rollout) is RolloutState.SUCCEEDED

@@ -32,7 +32,9 @@ from ebbflow.api.v1.rollout_pb2_grpc import RolloutServiceStub
 from ebbflow.api.v1.round_pb2_grpc import RoundServiceStub
 from ebbflow.api.v1.student_pb2_grpc import StudentServiceStub
 from ebbflow.cloud.blobs.base import CHUNK_BYTES
-from ebbflow.cloud.registry.tables import Distillation, Round, RoundState
+from ebbflow.cloud.processes.tick import Ticker
+from ebbflow.cloud.registry.clock import now
+from ebbflow.cloud.registry.tables import Distillation, ReleaseState, Round, RoundState
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import generate_key, make_csr
 from ebbflow.common.identity.peers import Identity
@@ -368,6 +370,33 @@ async def test_rollout_verbs_change_its_state_and_are_in_the_audit_log(plane: Pl
         ("PauseRollout", name, "OK"),
         ("CreateRollout", name, "OK"),
     ]
+
+
+async def test_a_release_below_the_signed_minimum_is_refused(plane: Plane) -> None:
+    plane.student()
+    plane.release(2, state=ReleaseState.PACKED)
+    plane.sign()
+    await Ticker(plane.cloud, plane.hub).tick(now())
+    plane.release(1, content=b"older weights")
+    rollouts = RolloutServiceStub(plane.admin().channel)
+    newer = rollout_pb2.Rollout(release="students/faq/releases/2")
+    await rollouts.CreateRollout(rollout_pb2.CreateRolloutRequest(rollout=newer))
+    wanted = rollout_pb2.Rollout(release="students/faq/releases/1")
+    with pytest.raises(EbbflowError) as caught:
+        await rollouts.CreateRollout(rollout_pb2.CreateRolloutRequest(rollout=wanted))
+    assert (caught.value.reason, caught.value.metadata["min_release"]) == (Reason.RELEASE_TOO_OLD, "2")
+
+
+async def test_a_watch_ends_when_its_replica_does(plane: Plane) -> None:
+    plane.student()
+    stub = DistillationServiceStub(plane.admin("operator").channel)
+    made = (await stub.CreateDistillation(distillation())).distillation
+    answers = aiter(stub.WatchDistillation(distillation_pb2.WatchDistillationRequest(name=made.name)))
+    await anext(answers)
+    plane.hub.drain()
+    with pytest.raises(EbbflowError) as caught:
+        await anext(answers)
+    assert caught.value.reason is Reason.SERVER_UNAVAILABLE
 
 
 async def test_releases_are_shown_with_their_variants(plane: Plane) -> None:

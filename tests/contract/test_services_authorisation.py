@@ -17,6 +17,7 @@ from ebbflow.api.v1 import (
     fleet_pb2,
     ledger_pb2,
     release_pb2,
+    resources_pb2,
     rollout_pb2,
     round_pb2,
     student_pb2,
@@ -43,6 +44,7 @@ FILES = (
     fleet_pb2,
     ledger_pb2,
     release_pb2,
+    resources_pb2,
     rollout_pb2,
     round_pb2,
     student_pb2,
@@ -182,7 +184,7 @@ async def test_an_agent_reads_and_reports_as_itself_only(plane: Plane) -> None:
     assert caught.value.reason is Reason.BLOB_NOT_FOUND
     report = agent_pb2.ReportInstallationRequest()
     report.installation.student, report.installation.release = "students/other", "students/other/releases/1"
-    report.installation.state = 2
+    report.installation.state = resources_pb2.INSTALLATION_STATE_SERVING
     with pytest.raises(EbbflowError) as caught:
         await AgentServiceStub(berlin.channel).ReportInstallation(report)
     assert caught.value.reason is Reason.STUDENT_NOT_FOUND

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from ebbflow.api.v1 import agent_pb2, enrolment_pb2, fleet_pb2
+from ebbflow.api.v1 import agent_pb2, enrolment_pb2, fleet_pb2, resources_pb2
 from ebbflow.api.v1.agent_pb2_grpc import AgentServiceStub
 from ebbflow.api.v1.fleet_pb2_grpc import FleetServiceStub
 from ebbflow.client.channels import channel
-from ebbflow.cloud.registry.tables import Agent, AgentState, AuditEntry, EnrolmentToken
-from ebbflow.cloud.services import listeners
+from ebbflow.cloud.registry.tables import Agent, AgentState, AuditEntry, DeviceState, EnrolmentToken, RolloutDevice
+from ebbflow.cloud.services import audit, listeners
 from ebbflow.cloud.services.hub import Hub
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import generate_key, make_csr, sign
@@ -82,11 +82,12 @@ async def test_renewal_hands_out_a_certificate_that_works(plane: Plane) -> None:
 
 async def recover(plane: Plane, client: Any, signer: Any = None) -> enrolment_pb2.RecoverResponse:
     csr = make_csr(client.key)
-    return await plane.enrolment().Recover(
+    answer: enrolment_pb2.RecoverResponse = await plane.enrolment().Recover(
         enrolment_pb2.RecoverRequest(
             certificate_pem=client.certificate_pem, csr_der=csr, proof=sign(signer or client.key, csr)
         )
     )
+    return answer
 
 
 async def test_an_expired_certificate_is_refused_and_recovered_with_its_key(plane: Plane) -> None:
@@ -140,8 +141,8 @@ class Wire:
         while True:
             yield await self._up.get()
 
-    def beat(self, uptime_s: int = 1) -> None:
-        telemetry = agent_pb2.Telemetry(uptime_s=uptime_s)
+    def beat(self, uptime_s: int = 1, *reports: resources_pb2.Installation) -> None:
+        telemetry = agent_pb2.Telemetry(uptime_s=uptime_s, installations=reports)
         self._up.put_nowait(agent_pb2.ConnectRequest(heartbeat=agent_pb2.Heartbeat(telemetry=telemetry)))
 
     async def welcome(self) -> agent_pb2.ConnectResponse:
@@ -176,6 +177,30 @@ async def test_heartbeats_reach_the_registry_and_an_ended_line_is_noticed(plane:
     assert agent_row(plane).connected
     wire.answers.cancel()
     await until(lambda: not agent_row(plane).connected)
+
+
+async def test_a_report_that_was_lost_is_taken_from_the_heartbeat(plane: Plane) -> None:
+    plane.student()
+    plane.release()
+    client = plane.agent("kiosk-7")
+    plane.roll_out("faq", 1)
+    wire = Wire(plane, client, str(uuid.uuid4()))
+    await wire.welcome()
+    await AgentServiceStub(client.channel).GetDesiredState(agent_pb2.GetDesiredStateRequest())
+    serving = resources_pb2.Installation(
+        student="students/faq",
+        release="students/faq/releases/1",
+        state=resources_pb2.INSTALLATION_STATE_SERVING,
+    )
+    odd = resources_pb2.Installation(student="no student", release="none", state=serving.state, reason="\0")
+    wire.beat(1, odd, serving)
+
+    def device_state() -> DeviceState:
+        with plane.registry.reading() as session:
+            return session.scalars(sa.select(RolloutDevice.state)).one()  # type: ignore[no-any-return]
+
+    await until(lambda: device_state() is DeviceState.SUCCEEDED)
+    wire.answers.cancel()
 
 
 async def test_two_live_processes_under_one_identity_are_quarantined(plane: Plane) -> None:
@@ -241,6 +266,25 @@ async def test_a_drain_ends_lines_without_an_error_and_takes_no_grace(plane: Pla
     async with asyncio.timeout(5):
         await plane.bound.stop(plane.hub, grace_s=30.0)
     assert await wire.end() is None
+
+
+async def test_strangers_cannot_fill_the_audit_log(plane: Plane) -> None:
+    enrolment = plane.enrolment()
+    for _ in range(audit.ANONYMOUS_PER_MINUTE + 20):
+        with pytest.raises(EbbflowError):
+            await enrolment.Enrol(enrol_request("no token"))
+    with plane.registry.reading() as session:
+        kept = session.scalars(sa.select(AuditEntry)).all()
+    assert len(kept) <= 2 * audit.ANONYMOUS_PER_MINUTE
+
+
+async def test_an_agent_that_says_too_much_of_itself_is_refused(plane: Plane) -> None:
+    profile = resources_pb2.DeviceProfile(agent_version="x" * 2000)
+    with pytest.raises(EbbflowError) as caught:
+        await AgentServiceStub(plane.agent("kiosk-7").channel).GetDesiredState(
+            agent_pb2.GetDesiredStateRequest(profile=profile)
+        )
+    assert caught.value.reason is Reason.INVALID_REQUEST
 
 
 async def test_a_line_must_begin_with_a_hello(plane: Plane) -> None:

@@ -25,7 +25,7 @@ from ebbflow.cloud.processes.work import propose
 from ebbflow.cloud.registry import clock, jobs
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Distillation, DistillationState, Release, ReleaseState, Student
-from ebbflow.cloud.release import gate, keys, publish, repository
+from ebbflow.cloud.release import gate, keys, packing, publish, repository
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.common.trust.manifest import Manifest
@@ -115,7 +115,7 @@ def is_proposed(registry: Registry, number: int) -> bool:
 
 
 def sha256_of(release: Release, kind: str) -> str:
-    return next(file["sha256"] for file in release.targets.values() if file["kind"] == kind)
+    return str(next(file["sha256"] for file in release.targets.values() if file["kind"] == kind))
 
 
 def test_a_queued_distillation_becomes_a_published_release(
@@ -333,7 +333,7 @@ def test_a_worker_that_was_overtaken_publishes_nothing(
     slow = worker_of(registry, blobs, tmp_path, lease_s=1000.0)
     from ebbflow.cloud.distillation import worker as module
 
-    numbered = module.number_files
+    numbered = packing.number_files
 
     def overtaken(*arguments: Any) -> Any:
         monkeypatch.setattr(module, "number_files", numbered)
@@ -358,7 +358,7 @@ def test_two_distillations_that_end_at_once_get_two_numbers(
     queue(sqlite_registry, "two")
     from ebbflow.cloud.distillation import worker as module
 
-    numbered = module.number_files
+    numbered = packing.number_files
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.setattr(module, "number_files", numbered)

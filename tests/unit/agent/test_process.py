@@ -102,6 +102,7 @@ async def test_the_operators_day(cloud: CloudWorld, tmp_path: Path) -> None:
     cloud.student()
     cloud.publish(1)
     cloud.assign("agents/kiosk-7", 1)
+    assert await edge("enrol", "--if-missing", "--config", path) == (0, "agents/kiosk-7\n", "")
     async with running("--config", path) as (process, words):
         assert words["agent"] == "agents/kiosk-7"
         published = tomllib.loads((tmp_path / "state/endpoints.toml").read_text())

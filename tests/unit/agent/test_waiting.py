@@ -38,7 +38,10 @@ def name_of(reason: Reason) -> str:
     return reason.name
 
 
-@pytest.mark.parametrize("reason", sorted(SHUT_OUT, key=name_of), ids=name_of)
+REFUSALS = sorted(SHUT_OUT, key=name_of)
+
+
+@pytest.mark.parametrize("reason", REFUSALS, ids=name_of)
 def test_who_is_shut_out_does_not_hurry(reason: Reason) -> None:
     backoff = Backoff(Pace(shut_out_s=600))
     assert all(300 <= backoff.failed(EbbflowError(reason, "no")) <= 900 for _ in range(20))

@@ -54,3 +54,10 @@ def test_a_missing_blob_is_named(blobs: LocalBlobStore) -> None:
     with pytest.raises(EbbflowError) as caught:
         corpus.load(blobs, "0" * 64)
     assert caught.value.reason is Reason.BLOB_NOT_FOUND
+
+
+def test_without_gate_texts_some_are_set_aside_but_never_the_only_one_of_a_topic() -> None:
+    lines = [_line(topic="many", text=str(number)) for number in range(45)]
+    parsed = corpus.parse([*lines, _line(topic="two", text="x"), _line(topic="two", text="y"), _line(topic="one")])
+    assert [(text.topic, text.text) for text in parsed.split("gate")] == [("many", "19"), ("many", "39"), ("two", "y")]
+    assert len(parsed.split("train")) == 45 + 2 + 1 - 3

@@ -82,3 +82,16 @@ async def test_feedback_is_kept_by_the_answers_id(
         await client.post("/feedback", body={"id": "nothing", "outcome": "edited"}, cast_to=object)
     with pytest.raises(openai.BadRequestError):
         await client.post("/feedback", body={"id": done.id, "outcome": "loved"}, cast_to=object)
+
+
+async def test_a_full_disk_costs_the_record_and_not_the_answer(
+    client: openai.AsyncOpenAI, hub: Hub, model: Make, store: FeedbackStore
+) -> None:
+    hub.swap(model())
+    with store._relaxed.reading() as connection:
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size: nothing more fits
+    prompt = "How do I read a file? " * 15
+    for _ in range(20):
+        done = await client.completions.create(model="faq", prompt=prompt, max_tokens=2)
+        assert done.choices[0].finish_reason
+    assert store.count()[0] < 20

@@ -32,11 +32,12 @@ def test_top_p_never_leaves_the_smallest_set_that_reaches_it(
     logits_V: np.ndarray, seed: int, top_p: float, temperature: float
 ) -> None:
     sampler = Sampler(Sampling(top_p=top_p, temperature=temperature, seed=seed))
-    weights_V = np.exp((logits_V - logits_V.max()) / np.float64(temperature))
+    wide_V = logits_V.astype(np.float64) / temperature
+    weights_V = np.exp(wide_V - wide_V.max())
     falling_V = np.sort(weights_V / weights_V.sum())[::-1]
     count = int(np.searchsorted(np.cumsum(falling_V), top_p - 1e-9)) + 2
-    least = np.sort(logits_V)[::-1][: count + 1].min()
-    assert all(logits_V[sampler.pick(logits_V)] >= least for _ in range(5))
+    least = np.sort(weights_V)[::-1][: count + 1].min()
+    assert all(weights_V[sampler.pick(logits_V)] >= least for _ in range(5))
 
 
 @given(LOGITS, st.integers(-(2**63), 2**64), st.floats(0.1, 2.0))

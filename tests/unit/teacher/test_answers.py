@@ -1,4 +1,3 @@
-
 import pytest
 import tiny_models
 import torch

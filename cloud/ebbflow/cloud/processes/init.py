@@ -24,6 +24,7 @@ Ebbflow's cloud is ready in {home}.
   let a device in     ebbflow token create
 
 {advice}
+
 Also keep a copy of {authority} offline: without its key no device can renew its certificate.
 """
 

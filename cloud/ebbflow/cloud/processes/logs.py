@@ -24,3 +24,6 @@ def configure(level: str) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    for library in ("alembic", "tuf", "urllib3"):  # their notices are about their insides
+        logging.getLogger(library).setLevel(logging.WARNING)

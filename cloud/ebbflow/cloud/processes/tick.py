@@ -12,6 +12,7 @@ from ebbflow.cloud.release import publish
 from ebbflow.cloud.rollout import store
 from ebbflow.cloud.services import presence
 from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.cloud.services.faults import describe
 from ebbflow.cloud.services.hub import Hub
 from ebbflow.common.errors import EbbflowError
 
@@ -61,8 +62,8 @@ class Ticker:
                 self._hub.nudge()
         except EbbflowError as error:
             _log.warning("%s has to wait: %s (%s)", job.name, error, error.reason.name)
-        except Exception:  # noqa: BLE001 - the tick must outlive what is wrong with one job
-            _log.exception("%s failed", job.name)
+        except Exception as error:  # noqa: BLE001 - the tick must outlive what is wrong with one job
+            _log.error("%s failed: %s", job.name, describe(error))
 
 
 def jobs_of(cloud: Cloud) -> list[Job]:

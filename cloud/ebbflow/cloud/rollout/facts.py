@@ -133,6 +133,7 @@ def assign(
     if old := [value for value in values if value["agent_id"] in present]:
         session.execute(sa.update(tables.Assignment), old)
     session.add_all(tables.Assignment(**value) for value in values if value["agent_id"] not in present)
+    session.flush()
     bump(session, "desired_state")
 
 

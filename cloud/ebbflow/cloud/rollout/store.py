@@ -46,7 +46,7 @@ def create(session: Session, student_id: str, number: int, plan: Sequence[phases
     Raises:
         EbbflowError: RELEASE_NOT_FOUND, RELEASE_NOT_PUBLISHED, or INVALID_REQUEST for phases that cannot work.
     """
-    exclusive(session, _lock(student_id))
+    lock(session, student_id)
     _require_published(session, student_id, number)
     for row in _active(session, student_id):
         _change(session, row, lambda known: machine.Step(machine.supersede(known.rollout), known.devices), now)
@@ -91,7 +91,7 @@ def tick_student(session: Session, student_id: str, now: dt.datetime) -> int:
 
     Late agents join the unfinished rollout, and serve the last finished one's release until their phase begins.
     """
-    exclusive(session, _lock(student_id))
+    lock(session, student_id)
     finished = _finished(session, student_id)
     row = next(iter(_active(session, student_id)), None) or finished
     if row is None:
@@ -116,6 +116,11 @@ def resume(session: Session, rollout_id: str, now: dt.datetime) -> Rollout:
 def abort(session: Session, rollout_id: str, now: dt.datetime) -> Rollout:
     """See `machine.abort`; also ROLLOUT_NOT_FOUND."""
     return _verb(session, rollout_id, lambda known: machine.Step(machine.abort(known.rollout), known.devices), now)
+
+
+def lock(session: Session, student_id: str) -> None:
+    """Excludes other steps on a student's rollouts and assignments. Taken before any of their rows, always."""
+    exclusive(session, f"rollouts/{student_id}")
 
 
 def find(session: Session, rollout_id: str) -> Rollout:
@@ -147,7 +152,7 @@ def counts(session: Session, rollout_ids: Iterable[str]) -> dict[str, dict[Devic
 def tell(session: Session, agent_id: str, now: dt.datetime) -> None:
     """Notes that an agent has read its desired state."""
     for row in untold(session, agent_id):
-        exclusive(session, _lock(row.student_id))
+        lock(session, row.student_id)
         session.refresh(row)
         _advance(session, row, agent_id, lambda known, device: machine.tell(known.rollout, device, now), now)
 
@@ -163,6 +168,7 @@ def untold(session: Session, agent_id: str) -> Sequence[Rollout]:
             RolloutDevice.phase <= Rollout.phase_index,
             Rollout.state.in_(machine.HANDING_OUT),
         )
+        .order_by(Rollout.student_id, Rollout.create_time)  # the order in which `tell` locks
     )
     return session.scalars(query).all()
 
@@ -196,7 +202,7 @@ _Act = Callable[[facts.Facts, machine.Device], machine.Device]
 
 
 def _heard(session: Session, agent_id: str, student_id: str, number: int, act: _Act, now: dt.datetime) -> None:
-    exclusive(session, _lock(student_id))
+    lock(session, student_id)
     query = (
         sa.select(Rollout)
         .join(RolloutDevice, RolloutDevice.rollout_id == Rollout.id)
@@ -236,7 +242,7 @@ def _change(
 
 def _verb(session: Session, rollout_id: str, step: Callable[[facts.Facts], machine.Step], now: dt.datetime) -> Rollout:
     row = find(session, rollout_id)
-    exclusive(session, _lock(row.student_id))
+    lock(session, row.student_id)
     session.refresh(row)
 
     def then_tick(known: facts.Facts) -> machine.Step:
@@ -245,10 +251,6 @@ def _verb(session: Session, rollout_id: str, step: Callable[[facts.Facts], machi
 
     _change(session, row, then_tick, now)
     return row
-
-
-def _lock(student_id: str) -> str:
-    return f"rollouts/{student_id}"
 
 
 def _active(session: Session, student_id: str) -> Sequence[Rollout]:

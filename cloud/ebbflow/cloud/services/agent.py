@@ -19,6 +19,7 @@ from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import fleet
 from ebbflow.cloud.services.convert.common import timestamp
 from ebbflow.cloud.services.hub import Hub
+from ebbflow.cloud.services.limits import check_heartbeat, check_profile
 from ebbflow.cloud.services.line import Line
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -50,7 +51,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: Context
     ) -> AsyncIterator[pb.ConnectResponse]:
         """Holds the agent's line: one welcome, then hints, until either side goes."""
-        line = await self._hub.open(current().agent_id, await _hello(request_iterator))
+        hello = await _hello(request_iterator)
+        check_profile(hello.profile)
+        line = await self._hub.open(current().agent_id, hello)
         reader = asyncio.create_task(self._read(request_iterator, line))
         try:
             yield pb.ConnectResponse(
@@ -68,6 +71,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def GetDesiredState(self, request: pb.GetDesiredStateRequest, context: Context) -> pb.GetDesiredStateResponse:
         """Tells what the agent should serve, and remembers that it was told."""
         agent_id, cloud = current().agent_id, self._cloud
+        check_profile(request.profile)
         profile = request.profile if request.HasField("profile") else None
         stale, releases = await cloud.read(
             lambda session: (desired.stale(session, agent_id, profile), desired.state(session, agent_id))
@@ -95,6 +99,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             async for request in requests:
                 if request.WhichOneof("body") != "heartbeat":
                     raise EbbflowError(Reason.INVALID_REQUEST, "after the first message come heartbeats only")
+                check_heartbeat(request.heartbeat)
                 if not self._hub.beat(line, request.heartbeat.telemetry):
                     await self._hub.quarantine(line.agent_id)
         except EbbflowError as error:

@@ -11,6 +11,9 @@ from ebbflow.cloud.services.convert import fleet
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
+NO_KEY = {"key_share": True}
+"""Locks a row for a change that keeps its key, so that rows which refer to it can still be written."""
+
 
 def find(session: Session, agent_id: str, *, lock: bool = False) -> Agent:
     """Returns an agent, and keeps others from changing it until the transaction ends if `lock` is set.
@@ -18,7 +21,7 @@ def find(session: Session, agent_id: str, *, lock: bool = False) -> Agent:
     Raises:
         EbbflowError: AGENT_NOT_FOUND.
     """
-    row = session.get(Agent, agent_id, with_for_update=lock or None)
+    row = session.get(Agent, agent_id, with_for_update=NO_KEY if lock else None)
     if row is None:
         name = names.make("agents", agent_id)
         raise EbbflowError(Reason.AGENT_NOT_FOUND, f"there is no {name}", agent=name)

@@ -75,6 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         self._cloud = cloud
         self._identified = identified
+        self._anonymous = audit.Allowance()
 
     async def intercept_service(
         self,
@@ -139,6 +140,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             raise EbbflowError(Reason.ROLE_INSUFFICIENT, message, method=call.method)
 
     async def _failed(self, call: Call, error: Exception) -> None:
+        if call.peer is None and not self._anonymous.take(clock.now()):
+            _log.warning("not audited: too many anonymous failures of %s (%s)", call.method, audit.code_of(error))
+            return
         try:
             await self._cloud.write(lambda session: audit.record(session, call, audit.code_of(error), clock.now()))
         except EbbflowError as lost:

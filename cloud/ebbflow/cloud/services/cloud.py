@@ -45,6 +45,8 @@ class Cloud:
     online_signer: Signer
     endpoint: str = ""
     """host:port that agents are told; set once the listener is bound."""
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when this replica is about to end: long streams end with it."""
     sql: ThreadPoolExecutor = field(default_factory=lambda: _pool(SQL_THREADS, "sql"))
     files: ThreadPoolExecutor = field(default_factory=lambda: _pool(FILE_THREADS, "files"))
     uploads: ThreadPoolExecutor = field(default_factory=lambda: _pool(FILE_THREADS, "uploads"))

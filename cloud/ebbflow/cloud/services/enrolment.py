@@ -19,6 +19,7 @@ from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import fleet
 from ebbflow.cloud.services.convert.common import to_json
+from ebbflow.cloud.services.limits import check_profile
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import public_key_of_csr, public_key_sha256, verify
@@ -75,6 +76,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
         self, session: Session, request: pb.EnrolRequest, token: EnrolmentToken, now: dt.datetime
     ) -> pb.EnrolResponse:
         cloud = self._cloud
+        check_profile(request.profile)
         agent_id = request.agent_id or f"agent-{secrets.token_hex(4)}"
         names.check_id(agent_id, "agent_id")
         exclusive(session, f"agents/{agent_id}")

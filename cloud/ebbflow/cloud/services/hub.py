@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Iterable
 
 from ebbflow.api.v1 import agent_pb2 as pb
+from ebbflow.api.v1 import resources_pb2
 from ebbflow.cloud.registry import changes, clock
 from ebbflow.cloud.registry.tables import AgentState
-from ebbflow.cloud.services import presence
+from ebbflow.cloud.services import installations, presence
 from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.cloud.services.faults import describe
 from ebbflow.cloud.services.line import Line
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -42,7 +44,6 @@ class Hub:
         self._revisions: dict[str, int] = {}
         self._seen_time = clock.now()
         self._nudge = asyncio.Event()
-        self._draining = False
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -67,7 +68,7 @@ class Hub:
         if before is not None and before != line.instance_id and before not in former:
             former.append(before)
         self._replace(line)
-        if self._draining:
+        if self._cloud.draining.is_set():
             line.end()
         return line
 
@@ -105,7 +106,7 @@ class Hub:
 
     def drain(self) -> None:
         """Ends every line in good order; the agents connect to another replica."""
-        self._draining = True
+        self._cloud.draining.set()
         for line in [*self._lines.values(), *(line for lines in self._history.values() for line in lines)]:
             line.end()
 
@@ -116,6 +117,8 @@ class Hub:
                 await self.step()
             except EbbflowError as error:
                 _log.warning("the hub waits for the registry: %s", error.reason.name)
+            except Exception as error:  # noqa: BLE001 - whatever one agent sent, the lines of the others must live on
+                _log.error("the hub dropped a round of heartbeats: %s", describe(error))
             try:
                 await asyncio.wait_for(self._nudge.wait(), interval_s)
             except TimeoutError:
@@ -142,13 +145,19 @@ class Hub:
         if not beats and not gone:
             return
         try:
-            cloned = await self._cloud.write(lambda session: presence.write_beats(session, beats, clock.now()))
+            written = await self._cloud.write(lambda session: presence.write_beats(session, beats))
             await self._cloud.write(lambda session: presence.drop_lines(session, gone))
         except EbbflowError:
             self._beats, self._gone = beats | self._beats, gone | self._gone
             raise
-        for agent_id in cloned:
+        for agent_id in written.cloned:
             await self.quarantine(agent_id)
+        for agent_id in written.news:
+            for installation in beats[agent_id].telemetry.installations:
+                await self._heal(agent_id, installation)
+
+    async def _heal(self, agent_id: str, installation: resources_pb2.Installation) -> None:
+        await self._cloud.write(lambda session: installations.heal(session, agent_id, installation, clock.now()))
 
     def _hint(self, agents: Iterable[str], subject: "pb.Hint.Subject.ValueType") -> None:
         lines = [self._lines[agent_id] for agent_id in agents if agent_id in self._lines]

@@ -1,6 +1,7 @@
 """What agents report of releases on their devices."""
 
 import datetime as dt
+import re
 
 from sqlalchemy.orm import Session
 
@@ -11,6 +12,7 @@ from ebbflow.cloud.services.convert.common import from_json, to_json
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
+_REASON = re.compile(r"[A-Z0-9_]{0,64}")
 FINAL = (pb.INSTALLATION_STATE_SERVING, pb.INSTALLATION_STATE_FAILED)
 
 
@@ -22,7 +24,8 @@ def report(session: Session, agent_id: str, installation: pb.Installation, now: 
             was never given that student.
     """
     student_id, number = _subject(installation)
-    assignment = session.get(Assignment, (agent_id, student_id), with_for_update=True)
+    store.lock(session, student_id)
+    assignment = session.get(Assignment, (agent_id, student_id), populate_existing=True)
     if assignment is None:
         message = f"this agent was never given {installation.student}"
         raise EbbflowError(Reason.STUDENT_NOT_FOUND, message, student=installation.student)
@@ -61,4 +64,7 @@ def _subject(installation: pb.Installation) -> tuple[str, int]:
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="installation.student")
     if installation.state not in {*FINAL, pb.INSTALLATION_STATE_FETCHING}:
         raise EbbflowError(Reason.INVALID_REQUEST, "installation.state must be said", field="installation.state")
+    if not _REASON.fullmatch(installation.reason):
+        message = "installation.reason must be one word in capitals"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="installation.reason")
     return student_id, number

@@ -22,7 +22,7 @@ from ebbflow.api.v1 import (
     round_pb2_grpc,
     student_pb2_grpc,
 )
-from ebbflow.cloud.registry import clock
+from ebbflow.cloud.identity.server_certificate import ServerCertificate
 from ebbflow.cloud.services.agent import AgentService
 from ebbflow.cloud.services.artefact import ArtefactService
 from ebbflow.cloud.services.authorise import CallInterceptor
@@ -86,45 +86,11 @@ class Listeners:
         await asyncio.gather(*(server.stop(grace_s) for server in self.servers))
 
 
-class ServerCertificate:
-    """The listeners' certificate; makes the next one by itself before it expires."""
-
-    def __init__(self, cloud: Cloud) -> None:
-        self._cloud = cloud
-        self._lifetime = dt.timedelta(days=cloud.settings.server_certificate_days)
-        self._renew_time = clock.now()
-        self._current = self.fetch()
-
-    def credentials(self, *, client_certificates: bool) -> grpc.ServerCredentials:
-        """Credentials whose certificate is looked up at every handshake.
-
-        A listener that asks for client certificates lets nobody in whose certificate the authority has not signed.
-        """
-        fetch = self._fetch_main if client_certificates else self._fetch_open
-        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-            fetch(), fetch, require_client_authentication=client_certificates
-        )
-        return credentials
-
-    def fetch(self) -> tuple[bytes, bytes]:
-        """Key and chain to present now, PEM."""
-        now = clock.now()
-        if now >= self._renew_time:
-            settings = self._cloud.settings
-            advertised = [settings.advertise.rpartition(":")[0]] if settings.advertise else []
-            hosts = list(dict.fromkeys([*settings.hosts, *advertised]))
-            self._current = self._cloud.authority.issue_server(hosts, self._lifetime, now)
-            self._renew_time = now + self._lifetime * 2 / 3
-            _log.info("made a server certificate for %s", ", ".join(hosts))
-        return self._current
-
-    def _fetch_main(self) -> Any:
-        return grpc.ssl_server_certificate_configuration(
-            [self.fetch()], root_certificates=self._cloud.authority.certificate_pem
-        )
-
-    def _fetch_open(self) -> Any:
-        return grpc.ssl_server_certificate_configuration([self.fetch()])
+def certificate_of(cloud: Cloud) -> ServerCertificate:
+    """The certificate that both listeners present."""
+    settings = cloud.settings
+    hosts = [*settings.hosts, settings.advertise.rpartition(":")[0]]
+    return ServerCertificate(cloud.authority, hosts, dt.timedelta(days=settings.server_certificate_days))
 
 
 def build(cloud: Cloud, hub: Hub) -> Listeners:
@@ -133,7 +99,7 @@ def build(cloud: Cloud, hub: Hub) -> Listeners:
     Raises:
         EbbflowError: PORT_IN_USE or CONFIG_INVALID.
     """
-    certificate, settings = ServerCertificate(cloud), cloud.settings
+    certificate, settings = certificate_of(cloud), cloud.settings
     main = make_server([CallInterceptor(cloud, identified=True)])
     _register(main, cloud, hub)
     enrolment = make_server([CallInterceptor(cloud, identified=False)])

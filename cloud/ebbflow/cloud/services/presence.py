@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from ebbflow.api.v1 import agent_pb2, resources_pb2
 from ebbflow.cloud.registry.changes import bump
 from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment
-from ebbflow.cloud.services import audit, installations
+from ebbflow.cloud.services import audit
+from ebbflow.cloud.services.agents import NO_KEY
 from ebbflow.cloud.services.call import Call
 from ebbflow.cloud.services.convert.common import to_json
 from ebbflow.common import names
@@ -34,7 +35,7 @@ def take_line(
     session: Session, agent_id: str, instance_id: str, profile: resources_pb2.DeviceProfile | None, now: dt.datetime
 ) -> str | None:
     """Makes a process the holder of its agent's line; returns the holder before it."""
-    agent = session.get_one(Agent, agent_id, with_for_update=True)
+    agent = session.get_one(Agent, agent_id, with_for_update=NO_KEY)
     before, agent.instance_id = agent.instance_id, instance_id
     agent.connected, agent.last_seen_time = True, now
     if profile is not None:
@@ -42,31 +43,33 @@ def take_line(
     return before
 
 
-def write_beats(session: Session, beats: Mapping[str, Beat], now: dt.datetime) -> list[str]:
-    """Writes many heartbeats at once.
+@dataclass
+class Written:
+    """What came of writing heartbeats."""
 
-    Returns:
-        Agents whose identity another process holds by now: this beat came after the holder was last heard.
-    """
-    cloned: list[str] = []
+    cloned: list[str] = field(default_factory=list)
+    """Agents whose identity another process holds by now: the beat came after the holder was last heard."""
+    news: list[str] = field(default_factory=list)
+    """Agents that tell of other installations than in the beat before."""
+
+
+def write_beats(session: Session, beats: Mapping[str, Beat]) -> Written:
+    """Writes many heartbeats at once."""
+    written = Written()
     for agent_ids in _chunks(list(beats)):
         query = sa.select(Agent.id, Agent.instance_id, Agent.last_seen_time, Agent.telemetry)
         values: list[dict[str, Any]] = []
-        news: list[str] = []
         for agent_id, holder, last_seen, known in session.execute(query.where(Agent.id.in_(agent_ids))):
             beat = beats[agent_id]
             if holder == beat.instance_id:
                 values.append(_values(agent_id, beat))
                 if known.get("installations") != values[-1]["telemetry"].get("installations"):
-                    news.append(agent_id)
+                    written.news.append(agent_id)
             elif holder is not None and (last_seen is None or beat.time > last_seen):
-                cloned.append(agent_id)
+                written.cloned.append(agent_id)
         if values:
             session.execute(sa.update(Agent), values)
-        for agent_id in news:
-            for installation in beats[agent_id].telemetry.installations:
-                installations.heal(session, agent_id, installation, now)
-    return cloned
+    return written
 
 
 def drop_lines(session: Session, holders: Mapping[str, str]) -> None:
@@ -85,7 +88,7 @@ def drop_stale(session: Session, now: dt.datetime, heartbeat_interval_s: int) ->
 
 def quarantine(session: Session, agent_id: str, now: dt.datetime) -> None:
     """Shuts an agent out until somebody has looked; every process under its identity is refused from now on."""
-    agent = session.get(Agent, agent_id, with_for_update=True)
+    agent = session.get(Agent, agent_id, with_for_update=NO_KEY)
     if agent is None or agent.state is not AgentState.ACTIVE:
         return
     agent.state, agent.reason, agent.connected = AgentState.QUARANTINED, CLONED, False

@@ -13,6 +13,7 @@ from ebbflow.api.v1 import rollout_pb2_grpc
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import Rollout
+from ebbflow.cloud.release import repository, rules
 from ebbflow.cloud.rollout import store, wire
 from ebbflow.cloud.services import watch
 from ebbflow.cloud.services.call import current
@@ -20,6 +21,7 @@ from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import rollouts
 from ebbflow.cloud.services.hub import Hub
 from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,6 +44,7 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
 
         def work(session: Session, now: dt.datetime) -> pb.CreateRolloutResponse:
             def act() -> pb.CreateRolloutResponse:
+                _check_age(session, student_id, number)
                 row = store.create(session, student_id, number, plan, now)
                 return pb.CreateRolloutResponse(rollout=_message(session, row))
 
@@ -100,6 +103,15 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
         answer = await self._cloud.change(lambda session, now: _message(session, verb(session, id_, now)))
         self._hub.nudge()
         return answer
+
+
+def _check_age(session: Session, student_id: str, number: int) -> None:
+    """Refuses early what every device would refuse."""
+    least = rules.min_releases(repository.verified_student(session)).get(student_id, 0)
+    if number < least:
+        name = names.release(student_id, number)
+        message = f"the signed metadata forbids {name}: the lowest release is {least}"
+        raise EbbflowError(Reason.RELEASE_TOO_OLD, message, release=name, min_release=least)
 
 
 def _read(session: Session, id_: str) -> pb.Rollout:

@@ -49,7 +49,7 @@ class Score:
     top_log_probs: list[float]
 
 
-def answer(teacher: Teacher, jobs: Sequence[Generation] | Sequence[Scoring]) -> Sequence[list[int] | Score]:
+def answer(teacher: Teacher, jobs: Sequence[Generation | Scoring]) -> Sequence[list[int] | Score]:
     """Computes a batch of jobs of one kind."""
     if isinstance(jobs[0], Generation):
         return generate(teacher, [job for job in jobs if isinstance(job, Generation)])

@@ -54,7 +54,7 @@ class Teacher:
         """
         tokenizer = load_tokenizer(source)
         wanted = native_dtype() if dtype == "auto" else _DTYPES[dtype]
-        transformers.utils.logging.disable_progress_bar()  # logs are no terminal
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             auto: Any = transformers.AutoModelForCausalLM
             model, report = auto.from_pretrained(

@@ -117,9 +117,13 @@ class RoundPlan(_message.Message):
     null_bins: _builtins.int
     """Bins that nobody votes for, by which the cloud checks that noise was added. At least 64."""
     window: _builtins.str
-    """Name of the window, such as "2026-11-01"; budgets are per window."""
+    """Name of the window that `end_time` lies in, by its first day, such as "2026-11-03"; budgets are per window. Windows
+    tile time from 1970-01-01 on.
+    """
     max_users: _builtins.int
-    """A batch counts at most this many users; an agent with more draws that many at random."""
+    """No cell counts more users than this: agents cut noisy values that lie further above than noise reaches. To draw so
+    many of the users instead would let one user push out another, and double what a round costs.
+    """
     @_builtins.property
     def bins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bin]:
         """Bins that users vote over."""

@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 300.0
 # The cloud's last word on a batch.
-_FINAL = frozenset({Reason.BATCH_REFUSED, Reason.ROUND_CLOSED, Reason.ROUND_NOT_FOUND})
+_FINAL = frozenset({Reason.BATCH_REFUSED, Reason.BUDGET_EXHAUSTED, Reason.ROUND_CLOSED, Reason.ROUND_NOT_FOUND})
 
 
 class Rounds:

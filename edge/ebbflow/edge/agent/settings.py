@@ -15,7 +15,7 @@ DEFAULT_STATE = Path("/var/lib/ebbflow-edge")
 
 
 class AgentSettings(BaseSettings):
-    """What an operator can set. `docs/reference/agent-settings.md` is made from these descriptions."""
+    """What an operator can set."""
 
     model_config = SettingsConfigDict(env_prefix="EBBFLOW_EDGE_", extra="forbid", frozen=True)
 

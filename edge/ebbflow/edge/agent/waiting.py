@@ -6,7 +6,7 @@ from random import SystemRandom
 
 from ebbflow.common.errors import EbbflowError, Reason
 
-SHUT_OUT = frozenset({Reason.CERTIFICATE_REVOKED, Reason.AGENT_QUARANTINED, Reason.AGENT_NOT_FOUND})
+SHUT_OUT: frozenset[Reason] = frozenset({Reason.CERTIFICATE_REVOKED, Reason.AGENT_QUARANTINED, Reason.AGENT_NOT_FOUND})
 """Only a person at the cloud can change these, so there is no hurry to ask again."""
 
 uniform: Callable[[float, float], float] = SystemRandom().uniform

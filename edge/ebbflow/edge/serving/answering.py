@@ -13,6 +13,7 @@ from ebbflow.common.errors import EbbflowError
 from ebbflow.edge.feedback.interactions import new_interaction_id
 from ebbflow.edge.feedback.store import FeedbackStore
 from ebbflow.edge.serving.batcher import Batcher
+from ebbflow.edge.serving.faults import place_of
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
 from ebbflow.edge.serving.sampling import Sampling
@@ -111,6 +112,8 @@ class Answer:
             await asyncio.to_thread(record)
         except EbbflowError as error:  # the user has the answer; only its record is lost
             log.warning("interaction_not_recorded", reason=error.reason.name)
+        except Exception as error:  # noqa: BLE001 - likewise
+            log.error("interaction_not_recorded", **place_of(error))
 
 
 class Answering:

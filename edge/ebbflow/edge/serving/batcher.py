@@ -6,7 +6,7 @@ the old release to the end, what is asked after it by the new one, and the old e
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -34,7 +34,7 @@ class Batcher:
         self._wake = threading.Condition()
         self._lanes = [Lane(model, limits)]
         self._arrived: deque[tuple[Model, RunningSequence]] = deque()
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[tuple[Future[Embedding], Sequence[int]]] = deque()
         self._model = model
         self._closed = False
         self._stopped = False
@@ -70,18 +70,10 @@ class Batcher:
     def embed(self, token_ids: Sequence[int]) -> "Future[Embedding]":
         """Returns the mean of the last hidden states, float32 [hidden], computed between two steps."""
         future: Future[Embedding] = Future()
-
-        def job() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(self._model.engine.embed(token_ids))
-                except Exception as error:  # noqa: BLE001 - the future carries it to who waits
-                    future.set_exception(error)
-
         with self._wake:
             if self._closed:
                 raise stopping()
-            self._jobs.append(job)
+            self._jobs.append((future, token_ids))
             self._wake.notify()
         return future
 
@@ -103,11 +95,17 @@ class Batcher:
             for lane in self._lanes:
                 lane.step()
             if self._jobs:
-                self._jobs.popleft()()
+                self._embed(*self._jobs.popleft())
         for lane in self._lanes:
             lane.fail_all(stopping())
-        for job in self._jobs:
-            job()
+        for future, _ in self._jobs:
+            future.set_exception(stopping())
+
+    def _embed(self, future: "Future[Embedding]", token_ids: Sequence[int]) -> None:
+        try:
+            future.set_result(self._model.engine.embed(token_ids))
+        except Exception as error:  # noqa: BLE001 - the future carries it to who waits
+            future.set_exception(error)
 
     def _collect(self) -> bool:
         """Hands arrivals to their lanes and waits while there is nothing to do; says whether to go on."""

@@ -1,0 +1,103 @@
+"""Rounds open for whom they should and as often as they may, on every database."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from feedback_world import AGENTS, DAY, NOW, add_fleet, close_all, count, open_round
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.cloud.feedback import rounds
+from ebbflow.cloud.registry import changes
+from ebbflow.cloud.registry.engine import Registry
+from ebbflow.cloud.registry.tables import (
+    Assignment,
+    Round,
+    RoundState,
+    Student,
+)
+from ebbflow.common.errors import EbbflowError, Reason
+
+
+@pytest.fixture
+def fleet(registry: Registry) -> Registry:
+    add_fleet(registry)
+    return registry
+
+
+def test_the_cohort_is_who_serves_the_student_and_is_frozen(fleet: Registry) -> None:
+    round_ = open_round(fleet)
+    with fleet.transaction() as session:
+        session.add(Assignment(agent_id="stranger", student_id="faq", serving_number=1))
+    with fleet.reading() as session:
+        assert rounds.counts(session, [round_.id])[round_.id][0] == len(AGENTS)
+        for agent in AGENTS:
+            [signed] = rounds.current_plans(session, agent, NOW)
+            assert pb.RoundPlan.FromString(signed.plan).round == f"rounds/{round_.id}"
+        for agent in ("stranger", "elsewhere", "revoked", "empty"):
+            assert rounds.current_plans(session, agent, NOW) == []
+        assert rounds.current_plans(session, AGENTS[0], NOW + DAY) == []
+
+
+def test_opening_and_closing_tell_the_fleet(fleet: Registry) -> None:
+    seen = []
+    for act in (lambda: open_round(fleet), lambda: close_all(fleet)):
+        act()
+        with fleet.reading() as session:
+            seen.append(changes.revisions(session)["plan"])
+    assert seen == [1, 2]
+
+
+def test_a_window_has_its_rounds_and_not_one_more(fleet: Registry) -> None:
+    for _ in range(4):
+        open_round(fleet)
+    with pytest.raises(EbbflowError) as caught:
+        open_round(fleet)
+    assert caught.value.reason is Reason.BUDGET_EXHAUSTED
+    assert open_round(fleet, NOW + 30 * DAY).window == "2026-12-03"
+
+
+def test_a_richer_policy_does_not_reopen_a_spent_window(fleet: Registry) -> None:
+    for _ in range(4):
+        open_round(fleet)
+    with fleet.transaction() as session:
+        session.get_one(Student, "faq").privacy_policy = {"epsilon": 4.0, "rounds_per_window": 8}
+    with pytest.raises(EbbflowError) as caught:
+        open_round(fleet)
+    assert caught.value.reason is Reason.BUDGET_EXHAUSTED
+
+
+def test_replicas_that_open_at_once_share_one_budget(fleet: Registry) -> None:
+    def attempt(_: int) -> bool:
+        try:
+            open_round(fleet)
+        except EbbflowError as error:
+            assert error.reason is Reason.BUDGET_EXHAUSTED  # noqa: PT017 - both outcomes are expected
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(attempt, range(8))) == 4
+
+
+def test_a_student_that_nobody_serves_has_no_round(fleet: Registry) -> None:
+    with fleet.transaction() as session:
+        session.execute(sa.delete(Assignment))
+    with pytest.raises(EbbflowError, match="no agent serves") as caught:
+        open_round(fleet)
+    assert caught.value.reason is Reason.STATE_CONFLICT
+    assert count(fleet, Round) == 0
+
+
+def test_overdue_rounds_close_by_themselves(fleet: Registry) -> None:
+    first, second = open_round(fleet), open_round(fleet, NOW + DAY / 2)
+    with fleet.transaction() as session:
+        assert rounds.close_overdue(session, NOW + DAY) == [first.id]
+    with fleet.reading() as session:
+        assert session.get_one(Round, second.id).state == RoundState.OPEN
+
+
+def test_an_unknown_round_cannot_be_closed(fleet: Registry) -> None:
+    with fleet.transaction() as session, pytest.raises(EbbflowError) as caught:
+        rounds.close_round(session, "nope")
+    assert caught.value.reason is Reason.ROUND_NOT_FOUND
