@@ -70,6 +70,17 @@ def test_initialising_twice_changes_nothing(cloud: CloudSettings) -> None:
     assert {path: path.read_bytes() for path in cloud.home.rglob("*.pem")} == before
 
 
+async def test_a_lost_owner_gets_a_new_certificate_and_the_old_one_is_shut_out(cloud: CloudSettings) -> None:
+    init.initialise(cloud)
+    async with running(cloud):
+        old = AdminContext.load(cloud.paths.admin / FILE_NAME).endpoint()
+        await asyncio.to_thread(init.renew_owner, cloud)
+        await asyncio.to_thread(list_agents, cloud)
+        with pytest.raises(EbbflowError) as caught:
+            await asyncio.to_thread(AdminClient(old).fleet.ListAgents, ListAgentsRequest())
+        assert caught.value.reason is Reason.CERTIFICATE_REVOKED
+
+
 def test_initialising_that_was_cut_short_is_taken_up(cloud: CloudSettings) -> None:
     init.initialise(cloud)
     authority = (cloud.paths.authority / "authority.pem").read_bytes()

@@ -73,7 +73,9 @@ class Reason(Enum):
     CERTIFICATE_REQUIRED = Entry(Code.UNAUTHENTICATED, "Present a certificate: enrol the device or create an admin.")
     CERTIFICATE_INVALID = Entry(Code.UNAUTHENTICATED, "Enrol again: the certificate is not one of this cloud's.")
     CERTIFICATE_EXPIRED = Entry(
-        Code.UNAUTHENTICATED, "An agent recovers by itself; an admin needs a new one: `ebbflow admin create`."
+        Code.UNAUTHENTICATED,
+        "An agent recovers by itself; an owner makes a new one with `ebbflow admin create`, the first owner with"
+        " `ebbflow cloud renew-owner`.",
     )
     CERTIFICATE_REVOKED = Entry(Code.UNAUTHENTICATED, "This identity was shut out. Enrol with a new token.")
     AGENT_QUARANTINED = Entry(

@@ -99,9 +99,11 @@ def enrol(
         typer.echo(files.load().agent)
         return
     if token is None:
-        raise typer.BadParameter("it is needed; `ebbflow token create` makes one", param_hint="--token")
+        raise typer.BadParameter(
+            "give one, here or in EBBFLOW_EDGE_TOKEN; `ebbflow token create` makes it", param_hint="--token"
+        )
     if cloud is None:
-        raise typer.BadParameter("it is needed: host:port of the enrolment listener", param_hint="--cloud")
+        raise typer.BadParameter("give host:port, here or in EBBFLOW_EDGE_CLOUD", param_hint="--cloud")
     secret = token.strip() or sys.stdin.readline().strip()
     wish = Wish(cloud=cloud, token=secret, agent_id=agent_id, labels=labels_of(label or []))
     typer.echo(do_enrol(settings.folder, wish, device_profile(settings), force=force))

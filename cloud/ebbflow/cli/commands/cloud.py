@@ -83,6 +83,12 @@ def gate(
     _run("gate", home, threads=threads)
 
 
+@app.command(epilog=example("ebbflow cloud renew-owner --home ./cloud"))
+def renew_owner(home: Home = DEFAULT_HOME) -> None:
+    """Gives the first owner a new certificate, when the old one has expired or was lost; the old one is revoked."""
+    say(f"the new owner's context is {_module('init').renew_owner(_settings(home))}")
+
+
 @db.command(epilog=example("ebbflow cloud db upgrade --home ./cloud"))
 def upgrade(home: Home = DEFAULT_HOME) -> None:
     """Brings the registry to this software's schema; stop the servers first."""

@@ -5,8 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import fftconvolve
-from scipy.stats import chi2
+from scipy.special import gammainc
 
 from ebbflow.common.privacy.checks import FALSE_ALARM
 from ebbflow.common.privacy.gaussian import probabilities, tail
@@ -36,14 +35,15 @@ def _exact_lower_tail(square_sum: int, count: int, variance: float) -> float:
 
 
 def _truncated(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    product: npt.NDArray[np.float64] = np.maximum(fftconvolve(left, right)[: len(left)], 0.0)
-    return product
+    length = len(left) + len(right) - 1
+    product: npt.NDArray[np.float64] = np.fft.irfft(np.fft.rfft(left, length) * np.fft.rfft(right, length), length)
+    return np.maximum(product[: len(left)], 0.0)
 
 
 def lower_tail(nulls: Sequence[int], variance: Fraction) -> float:
     """Probability that correct noise is as small as this: exact where sigma is small, chi-square where it is large."""
     square_sum, sigma_squared = sum(value * value for value in nulls), float(variance)
-    approximate = float(chi2.cdf(square_sum / sigma_squared, len(nulls)))
+    approximate = float(gammainc(len(nulls) / 2, square_sum / sigma_squared / 2))  # the chi-square law
     if approximate > _SUSPICIOUS or variance >= _CONTINUOUS_FROM:
         return approximate
     return _exact_lower_tail(square_sum, len(nulls), sigma_squared)

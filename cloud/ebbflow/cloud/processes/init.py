@@ -2,7 +2,7 @@
 
 import sys
 
-from ebbflow.client.context import FILE_NAME, write_context
+from ebbflow.client.context import FILE_NAME, AdminContext, write_context
 from ebbflow.cloud.identity import admins
 from ebbflow.cloud.identity.authority import Authority
 from ebbflow.cloud.processes import database
@@ -70,6 +70,24 @@ def initialise(settings: CloudSettings) -> str:
     )
 
 
+def renew_owner(settings: CloudSettings) -> str:
+    """Gives the first owner a new key and certificate, after the old one has expired or was lost, and revokes the old.
+
+    Returns:
+        The new context's path.
+
+    Raises:
+        EbbflowError: NOT_INITIALISED, SCHEMA_OUTDATED, DATABASE_UNAVAILABLE.
+    """
+    authority = Authority.load(settings.paths.authority)
+    registry = Registry.open(settings.database_url)
+    try:
+        _create_owner(registry, authority, settings)
+    finally:
+        registry.close()
+    return str(settings.paths.admin / FILE_NAME)
+
+
 def _authority(settings: CloudSettings) -> Authority:
     try:
         return Authority.load(settings.paths.authority)
@@ -81,11 +99,11 @@ def _authority(settings: CloudSettings) -> Authority:
 
 def _create_owner(registry: Registry, authority: Authority, settings: CloudSettings) -> None:
     key = generate_key()
+    context = settings.paths.admin / FILE_NAME
+    address = AdminContext.load(context).address if context.exists() else settings.listen
     with registry.transaction() as session:
         issued = admins.create(session, authority, OWNER, "owner", make_csr(key), clock.now())
-    write_context(
-        settings.paths.admin, settings.listen, authority.certificate_pem, issued.certificate_pem, key_to_pem(key)
-    )
+    write_context(settings.paths.admin, address, authority.certificate_pem, issued.certificate_pem, key_to_pem(key))
 
 
 def _keep_hosts(settings: CloudSettings) -> None:

@@ -75,6 +75,15 @@ async def _until(stop: asyncio.Event, work: list[Coroutine[Any, Any, None]]) -> 
                 await task
 
 
+def _reachable(settings: CloudSettings, bound: listeners.Listeners) -> str:
+    """An address of the main listener that the server certificate covers, for admins on this machine."""
+    host, _, port = bound.main_address.rpartition(":")
+    if host.strip("[]") not in {"0.0.0.0", "::"}:  # noqa: S104 - these mean "every address", which nobody can dial
+        return bound.main_address
+    local = [name for name in settings.hosts if name in {"localhost", "127.0.0.1", "::1"}]
+    return f"{(local or settings.hosts)[0]}:{port}"
+
+
 def _tell(settings: CloudSettings, bound: listeners.Listeners) -> None:
     """Writes down where the listeners really are, for the admin's context and for whoever started this process."""
     paths = settings.paths
@@ -83,7 +92,8 @@ def _tell(settings: CloudSettings, bound: listeners.Listeners) -> None:
     if context.exists():
         kept = AdminContext.load(context)
         files = [path.read_bytes() for path in (kept.authority, kept.certificate, kept.key)]
-        if kept.address != bound.main_address:
-            write_context(paths.admin, bound.main_address, *files)
+        address = _reachable(settings, bound)
+        if kept.address != address:
+            write_context(paths.admin, address, *files)
     write_atomic(paths.endpoints, "\n".join(lines).encode(), 0o644)
     _log.info("ready: main %s, enrolment %s", bound.main_address, bound.enrolment_address)
