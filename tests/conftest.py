@@ -6,12 +6,17 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 
 from ebbflow.cloud.blobs.local import LocalBlobStore
 from ebbflow.cloud.registry import schema
 from ebbflow.cloud.registry.engine import Registry, create_engine
+
+# A busy machine is not a bug.
+hypothesis.settings.register_profile("ebbflow", deadline=None)
+hypothesis.settings.load_profile("ebbflow")
 
 
 @pytest.fixture(scope="session")

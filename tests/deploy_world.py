@@ -27,7 +27,7 @@ def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without Ebbflow's own variables, ready to import the working tree."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EBBFLOW_")}
     path = os.pathsep.join(str(ROOT / portion) for portion in ("cloud", "edge", "common"))
-    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(given or {})}
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(given or {})}
 
 
 def command_lines(folder: Path) -> Path:
@@ -142,13 +142,14 @@ class Cloud:
 
 
 @contextlib.contextmanager
-def cloud(folder: Path) -> Iterator[Cloud]:
-    """Runs `ebbflow cloud init` and `serve` on free ports."""
+def cloud(folder: Path, *, alone: bool = True, settings: Mapping[str, str] | None = None) -> Iterator[Cloud]:
+    """Runs `ebbflow cloud init` and `serve` on free ports; unless `alone`, with worker and gate."""
     home, bin_ = folder / "cloud", command_lines(folder / "bin")
     run([bin_ / "ebbflow", "cloud", "init", "--home", home], check=True)
-    given = {"EBBFLOW_LISTEN": "127.0.0.1:0", "EBBFLOW_ENROL_LISTEN": "127.0.0.1:0"}
+    given = {"EBBFLOW_LISTEN": "127.0.0.1:0", "EBBFLOW_ENROL_LISTEN": "127.0.0.1:0"} | dict(settings or {})
     log = folder / "cloud.log"
-    with process([bin_ / "ebbflow", "cloud", "serve", "--home", home, "--alone"], given, log) as running:
+    options = ["--alone"] if alone else []
+    with process([bin_ / "ebbflow", "cloud", "serve", "--home", home, *options], given, log) as running:
 
         def bound() -> str | None:
             alive(running, log)

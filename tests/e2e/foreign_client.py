@@ -1,7 +1,7 @@
 """A gRPC client that knows nothing of Ebbflow: what to call and how, it learns from server reflection.
 
-Run by test_foreign_client.py with `python -I -S`, so that it can import the standard library and the one folder that its
-first argument names. The second argument is a JSON object; the answer is one too.
+Run by test_foreign_client.py with `python -I -S`, so that it can import the standard library and the one folder that
+its first argument names. The second argument is a JSON object; the answer is one too.
 """
 
 import importlib.util
@@ -63,5 +63,5 @@ def main() -> dict[str, Any]:
 try:
     print(json.dumps(main()))
 except grpc.RpcError as error:
-    assert isinstance(error, grpc.Call)
-    print(json.dumps({"refused": error.code().name, "details": error.details()}))
+    status: Any = error
+    print(json.dumps({"refused": status.code().name, "details": status.details()}))

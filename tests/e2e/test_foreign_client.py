@@ -1,4 +1,4 @@
-"""Anybody's gRPC tools can look at a running cloud and a running agent, with the right certificate and no code of ours."""
+"""Anybody's gRPC tools can look at a running cloud and agent, with the right certificate and no code of ours."""
 
 import contextlib
 import datetime as dt
@@ -57,8 +57,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder.with_name("serve.log"),
         *("ebbflow.cli.main", "cloud", "serve", "--home", folder, "--alone"),
         *("--listen", "127.0.0.1:0", "--enrol-listen", "127.0.0.1:0"),
-    ):
-        until_there(folder / "endpoints.toml")
+    ) as running:
+        until_there(folder / "endpoints.toml", running)
         yield folder
 
 
@@ -70,8 +70,8 @@ def state(home: Path) -> Iterator[Path]:
     enrolment = tomllib.loads((home / "endpoints.toml").read_text())["enrolment"]
     run("ebbflow.edge.main", "enrol", "--state", folder, "--cloud", enrolment, "--name", "kiosk-1", "--token", token)
     free = {f"EBBFLOW_EDGE_{kind}_LISTEN": "127.0.0.1:0" for kind in ("HTTP", "GRPC")}
-    with process(home.with_name("agent.log"), "ebbflow.edge.main", "run", "--state", folder, **free):
-        until_there(folder / "endpoints.toml")
+    with process(home.with_name("agent.log"), "ebbflow.edge.main", "run", "--state", folder, **free) as running:
+        until_there(folder / "endpoints.toml", running)
         yield folder
 
 
@@ -80,9 +80,13 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
 
 
+def words(module: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
+
+
 def run(module: str, *arguments: object, **more: str) -> str:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, env=environment(more), check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(words(module, *arguments), env=environment(more), check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def ebbflow(*arguments: object, **more: str) -> str:
@@ -90,21 +94,22 @@ def ebbflow(*arguments: object, **more: str) -> str:
 
 
 @contextlib.contextmanager
-def process(log: Path, module: str, *arguments: object, **more: str) -> Iterator[None]:
+def process(log: Path, module: str, *arguments: object, **more: str) -> Iterator[subprocess.Popen[bytes]]:
     """Runs a process of ours for as long as the block runs; its end must be an orderly one."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    command = words(module, *arguments)
     with log.open("wb") as out, subprocess.Popen(command, env=environment(more), stdout=out, stderr=out) as running:
         try:
-            yield
+            yield running
         finally:
             running.send_signal(signal.SIGTERM)
             code = running.wait(60)
     assert code == 0, log.read_text()
 
 
-def until_there(path: Path) -> None:
+def until_there(path: Path, running: subprocess.Popen[bytes]) -> None:
     limit = time.monotonic() + START_LIMIT_S
     while not path.exists():
+        assert running.poll() is None, "it ended at once"
         assert time.monotonic() < limit, f"{path} never came"
         time.sleep(0.05)
 
@@ -114,9 +119,9 @@ def ask(libraries: Path) -> Any:
     """Runs the foreign client."""
 
     def run_client(target: str, **question: object) -> Answer:
-        words = json.dumps({"target": target, **question}, default=str)
+        said = json.dumps({"target": target, **question}, default=str)
         done = subprocess.run(
-            [sys.executable, "-I", "-S", str(CLIENT), str(libraries), words],
+            [sys.executable, "-I", "-S", str(CLIENT), str(libraries), said],
             capture_output=True,
             text=True,
             check=True,

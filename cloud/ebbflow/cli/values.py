@@ -129,8 +129,7 @@ def architecture(toml: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if name not in ARCHITECTURE_FIELDS or isinstance(value, bool) or not isinstance(value, kinds):
             known = ", ".join(ARCHITECTURE_FIELDS)
             raise _wrong(f"{name} = {value!r} is no field of an architecture ({known})", "architecture")
-    shape = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    missing = [name for name in shape if not fields.get(name)]
+    missing = [n for n in ("hidden_size", "num_hidden_layers", "num_attention_heads") if not fields.get(n)]
     if missing and not fields.get("initial_checkpoint"):
         raise _wrong(f"the architecture lacks {', '.join(missing)}", "architecture")
     return fields

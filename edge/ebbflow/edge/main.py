@@ -99,9 +99,8 @@ def enrol(
         typer.echo(files.load().agent)
         return
     if token is None:
-        raise typer.BadParameter(
-            "give one, here or in EBBFLOW_EDGE_TOKEN; `ebbflow token create` makes it", param_hint="--token"
-        )
+        message = "give one, here or in EBBFLOW_EDGE_TOKEN; `ebbflow token create` makes it"
+        raise typer.BadParameter(message, param_hint="--token")
     if cloud is None:
         raise typer.BadParameter("give host:port, here or in EBBFLOW_EDGE_CLOUD", param_hint="--cloud")
     secret = token.strip() or sys.stdin.readline().strip()

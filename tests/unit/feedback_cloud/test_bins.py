@@ -33,7 +33,7 @@ def test_the_bin_split_describes_a_topic_and_train_stands_in(blobs: LocalBlobSto
 
 
 def test_a_bin_has_a_few_texts_only(blobs: LocalBlobStore) -> None:
-    sha256 = corpus(blobs, *[("files", f"text {i}", "bin") for i in range(20)])
+    sha256 = corpus(blobs, *[("files", f"text {i}", "bin") for i in range(TEXTS_PER_BIN + 8)])
     [bin_] = read_bins(blobs, sha256, ["files"])
     assert len(bin_.texts) == TEXTS_PER_BIN
 

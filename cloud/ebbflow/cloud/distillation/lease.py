@@ -60,6 +60,14 @@ class Lease:
         if self._lost.is_set():
             raise EbbflowError(Reason.LEASE_LOST, f"distillation {self._job.id} is no longer this worker's")
 
+    def tell(self) -> None:
+        """Writes the news down now.
+
+        Raises:
+            EbbflowError: LEASE_LOST, or what keeps the registry from answering.
+        """
+        self._beat(self._lease)
+
     def let_go(self) -> None:
         """Gives the job back, so that the next worker need not wait for the lease to run out."""
         self._ended.set()

@@ -146,7 +146,7 @@ def _student(order: Order, tokenizer: Tokenizer, seed: int, blobs: BlobStore, sc
         num_key_value_heads=shape.num_key_value_heads,
         head_dim=shape.head_dim,
         max_position_embeddings=shape.max_position_embeddings,
-        rope_theta=shape.rope_theta or 500_000.0,
+        rope_theta=shape.rope_theta,
         pad_token_id=tokenizer.pad_id,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,

@@ -119,7 +119,7 @@ class Worker:
                 run.trainer.load_state(state)
                 _log.info("distillation %s: goes on after step %d", job.id, run.trainer.step)
             self._train(run, lease, checkpoints)
-            lease.check()
+            lease.tell()
             packed = pack_weights(
                 run.trainer.student, run.tokenizer.to_bytes(), self.blobs, run.probe_token_ids, folder
             )

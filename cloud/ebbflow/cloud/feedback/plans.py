@@ -18,8 +18,10 @@ from ebbflow.common.privacy.plans import MAX_BINS, MIN_NULL_BINS, check_plan
 from ebbflow.common.privacy.vector import sensitivity_squared
 from ebbflow.common.privacy.windows import window_name
 
-TEXTS_PER_BIN = 4
-TEXT_CHARACTERS = 400
+TEXTS_PER_BIN = 24
+TEXT_CHARACTERS = 240
+TEXTS = 1_500
+"""Texts of a plan at most, which keeps it far below the limit of a message: bins share them when there are many."""
 DEFAULT_MAX_USERS = 1000
 
 
@@ -60,10 +62,11 @@ def read_bins(blobs: BlobStore, corpus_sha256: str, topics: Sequence[str]) -> li
         raise EbbflowError(Reason.STATE_CONFLICT, message)
     proper: dict[str, list[str]] = {topic: [] for topic in topics}
     spare: dict[str, list[str]] = {topic: [] for topic in topics}
+    most = min(TEXTS_PER_BIN, max(1, TEXTS // len(topics)))
     shelves = {"bin": proper, "train": spare}
     for text in corpus.stream(blobs, corpus_sha256):
         shelf = shelves.get(text.split, {}).get(text.topic)
-        if shelf is not None and len(shelf) < TEXTS_PER_BIN:
+        if shelf is not None and len(shelf) < most:
             shelf.append(text.text[:TEXT_CHARACTERS])
     return [
         pb.Bin(bin_id=topic, texts=proper[topic] or spare[topic]) for topic in topics if proper[topic] or spare[topic]

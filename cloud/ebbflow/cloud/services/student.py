@@ -29,6 +29,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 MAX_TOPICS = 256
 LEAST_VOCABULARY = 257
 """Every byte and one special token."""
+DEFAULT_CONTEXT = 2048
+DEFAULT_ROPE_THETA = 500_000.0
 _SHA256_BYTES = 32
 
 
@@ -45,7 +47,7 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
         call.resource = names.make("students", student_id)
         if not wanted.teacher:
             raise EbbflowError(Reason.INVALID_REQUEST, "student.teacher must be said", field="student.teacher")
-        check_architecture(wanted.architecture)
+        shape = complete_architecture(wanted.architecture)
         selector.parse(wanted.selector)
         topics, policy = await cloud.in_thread(
             cloud.files, lambda: (self._topics(wanted.corpus_sha256), complete_policy(wanted.privacy_policy))
@@ -58,7 +60,7 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
             row = Student(
                 id=student_id,
                 teacher=wanted.teacher,
-                architecture=to_json(wanted.architecture),
+                architecture=to_json(shape),
                 corpus_sha256=wanted.corpus_sha256.hex(),
                 topics=topics,
                 privacy_policy=to_json(policy),
@@ -123,14 +125,21 @@ def find(session: Session, student_id: str) -> Student:
     return row
 
 
-def check_architecture(shape: pb.Architecture) -> None:
-    """Refuses a shape that no decoder can have. A checkpoint to begin from brings its own.
+def complete_architecture(wanted: pb.Architecture) -> pb.Architecture:
+    """Returns the shape with every default filled in. A checkpoint to begin from brings its own.
 
     Raises:
-        EbbflowError: INVALID_REQUEST naming the field.
+        EbbflowError: INVALID_REQUEST naming the field, for a shape that no decoder can have.
     """
+    shape = pb.Architecture()
+    shape.CopyFrom(wanted)
     if shape.initial_checkpoint:
-        return
+        return shape
+    shape.intermediate_size = shape.intermediate_size or 3 * shape.hidden_size
+    shape.num_key_value_heads = shape.num_key_value_heads or shape.num_attention_heads
+    shape.head_dim = shape.head_dim or shape.hidden_size // max(1, shape.num_attention_heads)
+    shape.max_position_embeddings = shape.max_position_embeddings or DEFAULT_CONTEXT
+    shape.rope_theta = shape.rope_theta or DEFAULT_ROPE_THETA
     if shape.vocabulary_size and shape.vocabulary_size < LEAST_VOCABULARY:
         message = f"vocabulary_size must be 0 or at least {LEAST_VOCABULARY}, not {shape.vocabulary_size}"
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="vocabulary_size")
@@ -143,5 +152,6 @@ def check_architecture(shape: pb.Architecture) -> None:
         num_key_value_heads=shape.num_key_value_heads,
         head_dim=shape.head_dim,
         max_position_embeddings=shape.max_position_embeddings,
-        rope_theta=shape.rope_theta or 500_000.0,
+        rope_theta=shape.rope_theta,
     )
+    return shape

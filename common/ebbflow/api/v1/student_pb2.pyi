@@ -99,19 +99,19 @@ class Architecture(_message.Message):
     hidden_size: _builtins.int
     """Width of the residual stream."""
     intermediate_size: _builtins.int
-    """Width of the feed-forward layers."""
+    """Width of the feed-forward layers; 0 means three times hidden_size."""
     num_hidden_layers: _builtins.int
     """Number of layers."""
     num_attention_heads: _builtins.int
     """Query heads."""
     num_key_value_heads: _builtins.int
-    """Key and value heads."""
+    """Key and value heads; 0 means as many as query heads."""
     head_dim: _builtins.int
-    """Width of a head."""
+    """Width of a head; 0 means hidden_size divided by num_attention_heads."""
     vocabulary_size: _builtins.int
     """Size of a vocabulary to train with BPE; 0 takes the teacher's tokenizer."""
     max_position_embeddings: _builtins.int
-    """Longest context in tokens."""
+    """Longest context in tokens; 0 means 2048."""
     rope_theta: _builtins.float
     """Base of the rotary embedding; 0 means 500,000."""
     initial_checkpoint: _builtins.str

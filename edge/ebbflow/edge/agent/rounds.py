@@ -1,10 +1,7 @@
 """Answers the rounds of feedback that this device agrees to, and sends what was made private."""
 
 import asyncio
-from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -12,6 +9,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import sign
 from ebbflow.edge.agent.cloud import Cloud
 from ebbflow.edge.delivery.trust import TrustClient
+from ebbflow.edge.feedback.lexical import Lexicon
 from ebbflow.edge.feedback.plans import AdmittedPlan, Ceiling, admit
 from ebbflow.edge.feedback.store import FeedbackStore
 from ebbflow.edge.serving.hub import Hub
@@ -48,7 +46,8 @@ class Rounds:
             admitted = self._admit(signed)
             if self._store.has_answered(admitted.plan.round):
                 return
-            contributions = self._store.contributions(admitted, self._embed(admitted)) if self._ready(admitted) else []
+            lexicon = self._lexicon(admitted.plan)
+            contributions = self._store.contributions(admitted, lexicon) if lexicon else []
             self._store.release_batch(admitted, contributions, self._sign, self._trust.clock.now())
         except EbbflowError as error:
             if error.reason in {Reason.SERVER_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.DISK_FULL}:
@@ -70,12 +69,11 @@ class Rounds:
         self._trust.refresh()
         return admit(signed, self._trust.feedback_keys(), self._ceiling, now)
 
-    def _ready(self, admitted: AdmittedPlan) -> bool:
-        """Whether the student is here. Where it is not, nobody was served, and the device reports no votes."""
-        return any(model.student == admitted.plan.student for model in self._hub.models())
-
-    def _embed(self, admitted: AdmittedPlan) -> Callable[[Sequence[str]], npt.NDArray[np.floating]]:
-        return lambda texts: np.stack(self._hub.embed(admitted.plan.student, texts))
+    def _lexicon(self, plan: pb.RoundPlan) -> Lexicon | None:
+        """The measure of likeness, or None without the student: then nobody was served, and the report has no votes."""
+        texts = [text for bin_ in plan.bins for text in bin_.texts]
+        found = [model.tokenizer for model in self._hub.models() if model.student == plan.student]
+        return Lexicon(texts, found[0].encode, found[0].size) if found else None
 
     def _sign(self, data: bytes) -> bytes:
         return sign(self._cloud.credentials.key(), data)

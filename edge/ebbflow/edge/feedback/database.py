@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +80,17 @@ def _named(path: Path) -> Iterator[None]:
         raise EbbflowError(reason[0], f"{reason[1]} {path}", path=path) from error
 
 
+def _make_private(path: Path) -> None:
+    """Makes the file unless it is there; nobody else may read it.
+
+    A file that is there is not opened: closing it again would drop the locks that SQLite holds on it for another
+    connection of this process, and the next process that closes the file would delete the write-ahead log under both.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
 class Database:
     """One connection to `agent.db`, for any thread, one transaction at a time.
 
@@ -99,8 +110,7 @@ class Database:
         """
         self.path = path
         self._lock = threading.Lock()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        path.chmod(0o600)
+        _make_private(path)
         with _named(path):
             self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
             try:
