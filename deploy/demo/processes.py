@@ -51,7 +51,7 @@ class Processes:
         return {child.name: child.process.pid for child in self._children}
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> Child:
-        """Starts a child in a session of its own, so that Ctrl-C reaches the demo alone, which then ends it in order."""
+        """Starts a child in a session of its own, so that Ctrl-C reaches the demo alone."""
         log = self._log_folder / f"{name}.log"
         with log.open("ab") as file:
             process = subprocess.Popen(
@@ -109,6 +109,18 @@ class Processes:
                 child.process.kill()
                 child.process.wait()
         self._children.clear()
+
+
+def run(command: Sequence[str], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Runs a command to its end."""
+    return subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def program(module: str, *arguments: str) -> list[str]:

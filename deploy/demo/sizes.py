@@ -1,6 +1,7 @@
 """What the demo runs with. One place, because the figures of README and report hold for these numbers only."""
 
-from dataclasses import dataclass
+from ebbflow.api.v1.distillation_pb2 import Recipe
+from ebbflow.api.v1.student_pb2 import Architecture
 
 STUDENT = "docs"
 """Id of the student."""
@@ -12,26 +13,26 @@ EPSILON = 4.0
 DELTA = 1e-6
 ROUNDS_PER_WINDOW = 4
 
-TEACHER_STEPS = 400
-FIRST_STEPS = 300
-NEXT_STEPS = 600
-BATCH = 4
-SEQUENCE = 64
-FIRST_LEARNING_RATE = 3e-3
-NEXT_LEARNING_RATE = 2e-3
-KL_WEIGHT = 0.7
+TEACHER_STEPS = 420
 ANSWER_TOKENS = 12
 
+SHAPE = Architecture(
+    hidden_size=128,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    max_position_embeddings=512,
+    rope_theta=10_000.0,
+)
 
-@dataclass(frozen=True)
-class Shape:
-    """Shape of the student, in the words of Hugging Face configurations."""
 
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    head_dim: int = 32
-    max_position_embeddings: int = 512
-    rope_theta: float = 10_000.0
+def first_recipe(seed: int) -> Recipe:
+    """How the first student is trained, on every topic alike."""
+    return Recipe(steps=300, batch_size=4, sequence_length=64, learning_rate=3e-3, kl_weight=0.7, seed=seed)
+
+
+def next_recipe(seed: int) -> Recipe:
+    """How it is trained further: the same for the run with feedback, its control and the run without privacy."""
+    return Recipe(steps=600, batch_size=4, sequence_length=64, learning_rate=2e-3, kl_weight=0.7, seed=seed + 100)

@@ -12,8 +12,8 @@ from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM, PreTrained
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 VOCABULARY = 2_048
-BATCH = 16
-SEQUENCE = 128
+BATCH = 8
+SEQUENCE = 96
 PEAK_LEARNING_RATE = 3e-3
 
 
@@ -21,14 +21,14 @@ def config(vocabulary_size: int) -> Ernie4_5_MoeConfig:
     """The teacher's shape: the model case's parts, at a size that two cores train in a minute."""
     return Ernie4_5_MoeConfig(
         vocab_size=vocabulary_size,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+        hidden_size=160,
+        intermediate_size=480,
+        num_hidden_layers=3,
+        num_attention_heads=5,
+        num_key_value_heads=1,
         head_dim=32,
-        moe_intermediate_size=192,
-        moe_num_experts=8,
+        moe_intermediate_size=160,
+        moe_num_experts=4,
         moe_k=2,
         moe_num_shared_experts=1,
         moe_layer_start_index=1,
@@ -51,7 +51,9 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(texts, trainer)
     pad, bos, eos = SPECIAL
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos
+    )
 
 
 def train(
@@ -86,7 +88,7 @@ def train(
         logits_BTV = model(tokens_BT[:, :-1], use_cache=False).logits
         mean = functional.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT[:, 1:].flatten())
         optimiser.zero_grad(set_to_none=True)
-        mean.backward()
+        mean.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         loss = mean.item() if math.isinf(loss) else 0.95 * loss + 0.05 * mean.item()

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-ZIPF = 1.3
+ZIPF = 2.0
 """How unequally topics are liked: the k-th favourite of a site is asked for in proportion to k to minus this."""
 LOYALTY = 0.6
 """Share of a user's requests that are about the user's own favourite topic."""

@@ -38,7 +38,7 @@ def call(channel: grpc.Channel, pool: DescriptorPool, path: str, request: dict[s
     method = pool.FindServiceByName(service).FindMethodByName(name)
     question = message_factory.GetMessageClass(method.input_type)
     answer = message_factory.GetMessageClass(method.output_type)
-    kind = channel.unary_stream if method.server_streaming else channel.unary_unary
+    kind: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
     invoke = kind(f"/{path}", request_serializer=question.SerializeToString, response_deserializer=answer.FromString)
     found = invoke(json_format.ParseDict(request, question()), timeout=TIMEOUT_S)
     messages = list(found) if method.server_streaming else [found]
@@ -51,7 +51,7 @@ def main() -> dict[str, Any]:
         return {"error": "Ebbflow's own code can be imported: this proves nothing"}
     with open_channel() as channel:
         if "raw" in QUESTION:  # a method that reflection does not list
-            send = channel.unary_unary(QUESTION["raw"])
+            send: Any = channel.unary_unary(QUESTION["raw"])
             return {"messages": [send(b"", timeout=TIMEOUT_S).decode()]}
         database = ProtoReflectionDescriptorDatabase(channel)
         services = sorted(database.get_services())

@@ -4,7 +4,6 @@ import contextlib
 import json
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,10 +109,8 @@ def test_good_hosts_become_agents_and_bad_ones_are_reported_until_they_are_mende
 
     # Again: what is done stays as it is, what was bad is made good, and no token is used up twice.
     before = {path: path.read_bytes() for path in fleet.folder.glob("kiosk-*/the state/identity/*")}
-    began = time.monotonic()
     code, report, printed = fleet.go(fleet.words("kiosk-1"), fleet.words("kiosk-2"), token="")
     assert code == 0, printed
-    assert time.monotonic() - began < 20
     assert printed.count("nothing to do") == 2
     assert not any(outcome["installed"] or outcome["enrolled"] for outcome in report.values())
     code, report, printed = fleet.go(fleet.words("kiosk-1"), fleet.words("kiosk-3"))

@@ -156,7 +156,7 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
     scripts = "\n".join(found[2] for found in FENCE.findall(text))
     of_the_reader = set(re.findall(r"(?:python3?|cat >) (\S+)", scripts))
     for name in CODE.findall(prose_of(page)):
-        if not re.fullmatch(r"[\w.*/-]+", name) or name in of_the_reader or name.startswith(("/", "./", "../")):
+        if not re.fullmatch(r"[\w.*/-]+", name) or name in of_the_reader or name.startswith(("/", ".")):
             continue
         room = name.partition("/")[0] if "/" in name else ""
         if room in ROOMS or name.endswith(OURS):
@@ -166,3 +166,10 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
 def test_no_page_waits_for_something_to_be_filled_in() -> None:
     waiting = [page for page in PAGES if re.search(r"DEMO-OUTPUT-HERE|TODO|FIXME|TBD", (ROOT / page).read_text())]
     assert not waiting
+
+
+def test_the_index_leads_to_every_page() -> None:
+    linked = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in LINK.findall(prose_of("docs/README.md"))}
+    for page in PAGES:
+        if page.startswith("docs/") and page != "docs/README.md":
+            assert ROOT / page in linked, f"docs/README.md does not lead to {page}"

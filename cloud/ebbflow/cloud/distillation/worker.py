@@ -113,7 +113,7 @@ class Worker:
             with self.registry.reading() as session:
                 order = Order.read(session, job)
             folder = self.folder / job.id
-            run = prepare(order, self.blobs, folder, self.precision or _native_precision())
+            run = prepare(order, self.blobs, folder, self.precision or native_precision())
             checkpoints = Checkpoints(folder, run.fingerprint)
             if (state := checkpoints.load()) is not None:
                 run.trainer.load_state(state)
@@ -192,7 +192,7 @@ def _next_number(session: Session, student_id: str) -> int:
     return (highest or 0) + 1
 
 
-def _native_precision() -> Precision:
+def native_precision() -> Precision:
     return "bfloat16" if native_dtype() is torch.bfloat16 else "float32"
 
 

@@ -128,7 +128,13 @@ class Reconciler:
             raise
         self._hub.swap(model)
         self._refused.pop(desired.student, None)
-        log.info("release_serves", release=model.release, precision=installed.precision, engine=engine.name)
+        log.info(
+            "release_serves",
+            release=model.release,
+            precision=installed.precision,
+            engine=engine.name,
+            fetched_bytes=installed.fetched_bytes,
+        )
         self._installations.note(
             desired,
             pb.INSTALLATION_STATE_SERVING,
