@@ -9,15 +9,15 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import deploy_world
 import pytest
-from deploy_world import DEPLOY, ROOT, alive, free_port, process, run, wait_for
+from deploy_world import DEPLOY, ROOT, alive, process, run, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -93,9 +93,10 @@ class Builder:
         return [*self.command, "run", "--isolation", "chroot", *variables, container, "--", *words]
 
 
-@pytest.fixture
-def builder(tmp_path: Path) -> Iterator[Builder]:
-    made = Builder(tmp_path)
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    folder = tmp_path_factory.mktemp("images")
+    made = Builder(folder)
     try:
         made.make_base()
         yield made
@@ -103,45 +104,40 @@ def builder(tmp_path: Path) -> Iterator[Builder]:
         with contextlib.suppress(subprocess.SubprocessError, AssertionError):
             made("rm", "--all")
         for name in ("root", "run"):
-            shutil.rmtree(tmp_path / name, ignore_errors=True)  # gigabytes that pytest would keep
+            shutil.rmtree(folder / name, ignore_errors=True)  # gigabytes that pytest would keep
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
-def test_both_images_build_and_their_containers_work_together(builder: Builder, tmp_path: Path) -> None:
+def test_the_agents_image_builds_and_its_container_enrols_and_connects(builder: Builder, tmp_path: Path) -> None:
     builder.build("edge", "--build-arg", "EXTRA=edge")
-    agent, start = builder.start("edge")
-    done = run(builder.inside(agent, start))
+    container, start = builder.start("edge")
+    done = run(builder.inside(container, start))
     assert done.returncode != 0
     assert "EBBFLOW_EDGE_TOKEN; `ebbflow token create` makes it" in done.stderr
-    assert run(builder.inside(agent, ["id", "-u"]), check=True).stdout.strip() == "10001"
+    assert run(builder.inside(container, ["id", "-u"]), check=True).stdout.strip() == "10001"
+    given = {"EBBFLOW_EDGE_HTTP_LISTEN": "127.0.0.1:0", "EBBFLOW_EDGE_GRPC_LISTEN": "127.0.0.1:0"}
+    log = tmp_path / "agent.log"
+    with deploy_world.cloud(tmp_path) as cloud:
+        first = {"EBBFLOW_EDGE_CLOUD": cloud.enrolment, "EBBFLOW_EDGE_NAME": "contained"}
+        for more in ({**first, "EBBFLOW_EDGE_TOKEN": cloud.token(1)}, {}):  # the second start needs nothing more
+            with process(builder.inside(container, start, **given, **more), {}, log) as running:
+                wait_for("connecting", lambda: _connected(cloud, running, log))
+            wait_for("leaving", lambda: not cloud.agents()["agents/contained"]["connected"])
 
+
+def _connected(cloud: deploy_world.Cloud, running: subprocess.Popen[bytes], log: Path) -> bool:
+    return alive(running, log) and bool(cloud.agents().get("agents/contained", {}).get("connected"))
+
+
+def test_the_clouds_image_builds_and_its_container_serves(builder: Builder, tmp_path: Path) -> None:
     builder.build("cloud")
-    cloud, serve = builder.start("cloud")
-    run(builder.inside(cloud, [serve[0], "cloud", "init", "--if-missing"]), check=True)
-    listen, enrol = free_port(), free_port()
-    given = {"EBBFLOW_LISTEN": f"127.0.0.1:{listen}", "EBBFLOW_ENROL_LISTEN": f"127.0.0.1:{enrol}"}
-    log, agent_log = tmp_path / "cloud.log", tmp_path / "agent.log"
-    with process(builder.inside(cloud, serve, **given), {}, log) as serving:
-        wait_for("listening", lambda: alive(serving, log) and _answers(enrol))
-
-        def admin(*words: str) -> Any:
-            return json.loads(run(builder.inside(cloud, ["ebbflow", *words, "-o", "json"]), check=True).stdout)
-
-        first = {
-            "EBBFLOW_EDGE_TOKEN": admin("token", "create")["secret"],
-            "EBBFLOW_EDGE_CLOUD": f"127.0.0.1:{enrol}",
-            "EBBFLOW_EDGE_NAME": "contained",
-            "EBBFLOW_EDGE_HTTP_LISTEN": "127.0.0.1:0",
-            "EBBFLOW_EDGE_GRPC_LISTEN": "127.0.0.1:0",
-        }
-        with process(builder.inside(agent, start, **first), {}, agent_log) as running:
-            wait_for(
-                "connecting",
-                lambda: alive(running, agent_log) and [one for one in admin("agent", "list") if one.get("connected")],
-            )
-    assert "agents/contained" in agent_log.read_text()
+    container, serve = builder.start("cloud")
+    for _ in range(2):
+        run(builder.inside(container, [serve[0], "cloud", "init", "--if-missing"]), check=True)
+    given = {"EBBFLOW_LISTEN": "127.0.0.1:0", "EBBFLOW_ENROL_LISTEN": "127.0.0.1:0"}
+    log = tmp_path / "cloud.log"
+    with process(builder.inside(container, serve, **given), {}, log) as running:
+        wait_for("listening", lambda: alive(running, log) and "ready: main" in log.read_text())
+        listed = run(builder.inside(container, ["ebbflow", "token", "create", "-o", "json"]), check=True)
+        assert json.loads(listed.stdout)["secret"].startswith("ebb1.")
+    whole = ["python", "-c", "import torch, transformers, boto3, psycopg; print(torch.__version__)"]
+    assert run(builder.inside(container, whole), check=True).stdout.startswith("2.13.0")

@@ -26,7 +26,7 @@ PAGES = sorted(name for name in FILES if name.endswith(".md"))
 ROOMS = {name.partition("/")[0] for name in FILES if "/" in name}
 COMMANDS = {"ebbflow": typer.main.get_command(admin_app), "ebbflow-edge": typer.main.get_command(edge_app)}
 
-FENCE = re.compile(r"^(```+)(\w*)[^\n]*\n(.*?)^\1`*$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^ *(```+)(\w*)[^\n]*\n(.*?)^ *\1`*$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)(?:\s+\"[^\"]*\")?\)")
 HEADING = re.compile(r"^#{1,6} (.+?)\s*$", re.MULTILINE)
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
