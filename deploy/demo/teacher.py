@@ -26,7 +26,6 @@ def config(vocabulary_size: int) -> Ernie4_5_MoeConfig:
         num_hidden_layers=3,
         num_attention_heads=5,
         num_key_value_heads=1,
-        head_dim=32,
         moe_intermediate_size=160,
         moe_num_experts=4,
         moe_k=2,

@@ -28,7 +28,7 @@ from ebbflow.cloud.registry.tables import (
 )
 from ebbflow.cloud.rollout import store
 from ebbflow.cloud.rollout.phases import Phase
-from ebbflow.cloud.services import installations
+from ebbflow.cloud.services import desired, installations
 from ebbflow.common.errors import EbbflowError, Reason
 
 NOW = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
@@ -320,3 +320,18 @@ def test_two_rollouts_that_start_at_once_leave_one_active(fleet: Fleet) -> None:
     states = sorted(fleet.state(rollout) for rollout in made)
     assert states == [RolloutState.RUNNING, RolloutState.SUPERSEDED]
     assert len(set(fleet.desired().values()) - {None}) == 1
+
+
+def kept(registry: Registry, agent_id: str) -> list[tuple[str, str]]:
+    with registry.reading() as session:
+        return [(release.student, release.release) for release in desired.state(session, agent_id)]
+
+
+def test_an_agent_that_refused_all_it_was_given_is_told_to_keep_what_it_serves(fleet: Fleet) -> None:
+    fleet.add_agents("refuser")
+    fleet.start(1, [Phase()])
+    fleet.tick()
+    fleet.answer("refuser", 1, succeeded=False)
+    fleet.tick()
+    assert fleet.desired()["refuser"] is None
+    assert kept(fleet.registry, "refuser") == [("students/faq", "")]

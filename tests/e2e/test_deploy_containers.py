@@ -34,12 +34,13 @@ class Builder:
         assert not missing, f"missing: {missing}; apt-get install --no-install-recommends buildah mmdebstrap"
         assert os.geteuid() == 0, "building images by chroot needs root"
         self.folder = folder
-        store = ["--root", str(folder / "root"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
-        self.command = ["buildah", *store]
+        self.command = ["buildah", "--root", str(folder / "root"), "--runroot", str(folder / "run"), "--storage-driver"]
+        overlay = run([*self.command, "overlay", "info"])  # impossible inside a container whose own files are overlaid
+        self.command.append("vfs" if overlay.returncode else "overlay")
         self.pip = self._pip()
 
     def __call__(self, *words: object) -> str:
-        given = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "vfs"}
+        given = {"BUILDAH_ISOLATION": "chroot"}
         return run([*self.command, *words], given, check=True, timeout_s=1800).stdout.strip()
 
     @staticmethod

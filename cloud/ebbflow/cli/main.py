@@ -75,3 +75,7 @@ def root(
 def main() -> None:
     """Runs the command line and exits with its code."""
     errors.run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -193,6 +193,7 @@ def _next_number(session: Session, student_id: str) -> int:
 
 
 def native_precision() -> Precision:
+    """The precision of matrix products in which this processor is fast."""
     return "bfloat16" if native_dtype() is torch.bfloat16 else "float32"
 
 

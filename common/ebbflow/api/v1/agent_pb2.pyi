@@ -400,7 +400,9 @@ class DesiredRelease(_message.Message):
     student: _builtins.str
     """Student, such as "students/faq"."""
     release: _builtins.str
-    """Release, such as "students/faq/releases/3"."""
+    """Release, such as "students/faq/releases/3". Empty means: the agent refused what it was given and had nothing before;
+    it keeps whatever it serves.
+    """
     precision: _resources_pb2.Precision.ValueType
     """The variant that suits the device."""
     rollout: _builtins.str

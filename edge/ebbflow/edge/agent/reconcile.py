@@ -95,6 +95,8 @@ class Reconciler:
         return float(state.poll_interval_s)
 
     async def _follow(self, desired: agent_pb2.DesiredRelease) -> None:
+        if not desired.release:  # the cloud has nothing for this device that it did not refuse: serving goes on
+            return
         if self._serves(desired):
             self._installations.note(desired, pb.INSTALLATION_STATE_SERVING)
             return
