@@ -1,14 +1,16 @@
 PYTHON ?= python3
 VENV   ?= .venv
 EXTRAS ?= cloud,edge-torch,postgres,s3,dev
+# Test files side by side; most of them wait for processes and sockets.
+JOBS   ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format proto docs bench migration wheel clean
+.PHONY: help demo test test-slow test-containers lint format proto docs bench migration wheel clean
 
 help:  ## Show this list.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) EXTRAS=$(EXTRAS) sh tools/setup.sh
@@ -18,7 +20,10 @@ demo: $(STAMP)  ## Run the whole loop on this machine: a cloud, three agents, 18
 	@cd deploy && ../$(BIN)/python -m demo --folder "$(CURDIR)/demo-run" $(if $(KEEP),--keep) $(ARGS)
 
 test: $(STAMP)  ## Run the tests. ARGS="-k name" chooses.
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-containers: $(STAMP)  ## Build and run the container images; needs root, buildah and mmdebstrap.
+	$(BIN)/python -m pytest -m containers $(ARGS)
 
 test-slow: $(STAMP)  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow $(ARGS)

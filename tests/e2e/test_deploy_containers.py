@@ -19,7 +19,7 @@ import deploy_world
 import pytest
 from deploy_world import DEPLOY, ROOT, alive, process, run, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.containers
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 MIRROR = "http://deb.debian.org/debian"

@@ -53,6 +53,7 @@ def initialise(settings: CloudSettings) -> str:
     for folder in (settings.home, paths.log, paths.work):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _keep_hosts(settings)
+    settings.blob_store()  # first, so that a store that is down leaves nothing half made
     database.upgrade(settings)
     authority = _authority(settings)
     if not (paths.keys / f"{keys.NAMES[0]}.pem").exists():
@@ -64,7 +65,6 @@ def initialise(settings: CloudSettings) -> str:
         _create_owner(registry, authority, settings)
     finally:
         registry.close()
-    settings.blob_store()
     return SUMMARY.format(
         home=settings.home, context=context, advice=keys.advice(paths.keys), authority=paths.authority
     )
