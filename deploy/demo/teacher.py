@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import Ernie4_5_MoeConfig, Ernie4_5_MoeForCausalLM, PreTrainedTokenizerFast
@@ -71,6 +72,7 @@ def train(
         `loss` of the last steps in nats per token, `parameters`, and `seconds`.
     """
     begin = time.monotonic()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(texts)
     stream_N = torch.tensor([token for text in texts for token in [1, *tokenizer.encode(text), 2]])
