@@ -80,12 +80,16 @@ def list_(
 
 @app.command(epilog=example("ebbflow round show 5c1e -o json"))
 def show(context: typer.Context, name: str, output: Output = Format.TABLE) -> None:
-    """Shows one round, with its plan and what came of it."""
+    """Shows one round, with its plan and what came of it; the bins' texts only with -o json."""
     from ebbflow.api.v1.round_pb2 import GetRoundRequest
 
     request = GetRoundRequest(name=values.full_name("rounds", name))
     with connect(context) as client:
-        print_one(output, client.rounds.GetRound(request).round)
+        found = client.rounds.GetRound(request).round
+    if output is Format.TABLE:
+        for bin_ in found.plan.bins:
+            del bin_.texts[:]
+    print_one(output, found)
 
 
 def _print(output: Format, round_: Any) -> None:
