@@ -48,7 +48,7 @@ proto: $(STAMP)  ## Regenerate common/ebbflow/api from protos/.
 docs: $(STAMP)  ## Regenerate the generated pages of docs/reference.
 	$(BIN)/python tools/gendocs.py
 
-bench: $(STAMP)  ## Run one benchmark: make bench NAME=control-plane.
+bench: $(STAMP)  ## Run one benchmark: make bench NAME=footprint.
 	@test -n "$(NAME)" || { echo 'say which: make bench NAME=...'; ls tests/benchmarks/bench_*.py; exit 2; }
 	$(BIN)/python tests/benchmarks/bench_$(subst -,_,$(NAME)).py $(ARGS)
 

@@ -135,6 +135,10 @@ def test_a_student_goes_round_the_loop(world: World) -> None:
     roll_out(world, 2)
     assert world.cloud.admin("rollout", "list")[0]["counts"]["succeeded"] == len(AGENTS)
 
+    submissions = [e for e in world.cloud.admin("audit", "list") if e["method"] == "FeedbackService/SubmitBatch"]
+    assert {(entry["actor"], entry["resource"], entry["code"]) for entry in submissions} == {
+        (f"agents/{agent}", f"rounds/{name}", "OK") for agent in AGENTS
+    }
     accounts = world.cloud.admin("privacy", "show")
     assert {account["agent"] for account in accounts} == {f"agents/{agent}" for agent in AGENTS}
     assert all(0 < account["epsilonSpent"] < 2 for account in accounts)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import feedback_pb2_grpc
@@ -10,6 +11,8 @@ from ebbflow.cloud.feedback import batches, rounds
 from ebbflow.cloud.registry import clock
 from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -31,8 +34,19 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         """Keeps a batch, or refuses it and keeps no byte of it."""
         cloud, call = self._cloud, current()
         agent_id, key = call.agent_id, call.caller.public_key
+        call.resource = round_of(request.batch)
         await cloud.in_thread(
             cloud.sql, lambda: batches.submit(cloud.registry, agent_id, request.batch, key, clock.now())
         )
         await cloud.change(lambda _session, _now: None)
         return pb.SubmitBatchResponse()
+
+
+def round_of(signed: pb.SignedBatch) -> str:
+    """The round that a batch is for, as the audit log names it; empty if it names none."""
+    try:
+        name = pb.FeedbackBatch.FromString(signed.batch).round
+        names.parse(name, "rounds")
+    except (DecodeError, EbbflowError):
+        return ""
+    return name
