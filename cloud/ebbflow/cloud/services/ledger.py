@@ -4,12 +4,12 @@ from typing import Any
 
 import grpc
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import ledger_pb2 as pb
 from ebbflow.api.v1 import ledger_pb2_grpc
+from ebbflow.cloud.feedback.accounts import list_accounts
 from ebbflow.cloud.registry.paging import page
-from ebbflow.cloud.registry.tables import AuditEntry, PrivacyAccount, PrivacyEntry
+from ebbflow.cloud.registry.tables import AuditEntry
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import ledger
 from ebbflow.common import names
@@ -27,17 +27,12 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: pb.ListPrivacyAccountsRequest, context: Context
     ) -> pb.ListPrivacyAccountsResponse:
         """Returns a page of accounts, by agent, student and window."""
-        query = sa.select(PrivacyAccount)
-        if request.agent:
-            query = query.where(PrivacyAccount.agent_id == names.parse(request.agent, "agents"))
-        keys = [PrivacyAccount.agent_id, PrivacyAccount.student_id, PrivacyAccount.window]
-
-        def work(session: Session) -> pb.ListPrivacyAccountsResponse:
-            rows, token = page(session, query, keys, request.page_size, request.page_token)
-            accounts = [ledger.account(row, _entries(session, row)) for row in rows]
-            return pb.ListPrivacyAccountsResponse(privacy_accounts=accounts, next_page_token=token)
-
-        return await self._cloud.read(work)
+        agent_id = names.parse(request.agent, "agents") if request.agent else ""
+        rows, token = await self._cloud.read(
+            lambda session: list_accounts(session, agent_id, request.page_size, request.page_token)
+        )
+        accounts = [ledger.account(row, entries) for row, entries in rows]
+        return pb.ListPrivacyAccountsResponse(privacy_accounts=accounts, next_page_token=token)
 
     async def ListAuditEntries(
         self, request: pb.ListAuditEntriesRequest, context: Context
@@ -52,12 +47,3 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             )
         )
         return pb.ListAuditEntriesResponse(audit_entries=map(ledger.audit_entry, rows), next_page_token=token)
-
-
-def _entries(session: Session, row: PrivacyAccount) -> int:
-    query = sa.select(sa.func.count()).where(
-        PrivacyEntry.agent_id == row.agent_id,
-        PrivacyEntry.student_id == row.student_id,
-        PrivacyEntry.window == row.window,
-    )
-    return session.scalar(query) or 0

@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ebbflow.api.v1 import feedback_pb2, round_pb2
+from ebbflow.cloud.feedback import rounds
 from ebbflow.cloud.registry.tables import Round, RoundState
-from ebbflow.cloud.services.convert.common import from_json
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -47,10 +46,10 @@ def of_round(row: Round, student_id: str) -> Resolved:
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
     if row.state is not RoundState.CLOSED:
         raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
-    aggregate = from_json(row.aggregate, round_pb2.Aggregate)
+    aggregate = rounds.aggregate_of(row)
     if not aggregate.informative:
         return Resolved()
-    policy = feedback_pb2.RoundPlan.FromString(row.plan).policy
+    policy = rounds.plan_of(row).policy
     return Resolved(_normalised({bin_.bin_id: bin_.weight for bin_ in aggregate.bins}), policy.epsilon)
 
 
