@@ -236,19 +236,31 @@ def test_an_impossible_order_fails_with_the_field(
     assert word in _failure(sqlite_registry, blobs, tmp_path)
 
 
-def test_a_full_disk_fails_with_its_cure(
+def test_a_full_disk_is_named_with_its_cure_and_the_job_goes_on_when_there_is_space(
     sqlite_registry: Registry, blobs: LocalBlobStore, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_student(sqlite_registry, blobs, str(teacher))
     queue(sqlite_registry)
+    save = torch.save
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    error = _failure(sqlite_registry, blobs, tmp_path)
-    assert error.startswith("DISK_FULL: ")
-    assert Reason.DISK_FULL.value.cure in error
+    worker = worker_of(sqlite_registry, blobs, tmp_path)
+    assert worker.run_once()
+    job = job_of(sqlite_registry)
+    assert job.state is DistillationState.RUNNING
+    assert job.error.startswith("DISK_FULL: ")
+    assert Reason.DISK_FULL.value.cure in job.error
+    assert not worker.run_once(), "it waits for its lease to run out"
+
+    monkeypatch.setattr(torch, "save", save)
+    with sqlite_registry.transaction() as session:
+        session.execute(sa.update(Distillation).values(leased_until=clock.now() - dt.timedelta(seconds=1)))
+    assert worker.run_once()
+    job = job_of(sqlite_registry)
+    assert (job.state, job.error, job.attempt) == (DistillationState.SUCCEEDED, "", 2)
 
 
 def test_an_unforeseen_failure_leaks_no_text(

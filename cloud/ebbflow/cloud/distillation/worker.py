@@ -86,7 +86,9 @@ class Worker:
         except MemoryError:
             self._fail(job, "the worker's memory is full. Lower batch_size or raise gradient_accumulation.")
         except EbbflowError as error:
-            if error.reason in _PASSING:
+            if error.reason is Reason.DISK_FULL:
+                self._stall(job, f"{error.reason.name}: {error}. {error.cure}")
+            elif error.reason in _PASSING:
                 _log.warning("distillation %s: let go: %s", job.id, error)
             else:
                 self._fail(job, f"{error.reason.name}: {error}. {error.cure}")
@@ -176,6 +178,15 @@ class Worker:
             )
             session.add(release)
         return True
+
+    def _stall(self, job: Distillation, words: str) -> None:
+        """Leaves the job and its checkpoint for later: space can be freed, and no step shall be lost."""
+        _log.warning("distillation %s: waits: %s", job.id, words)
+        try:
+            with self.registry.transaction() as session:
+                jobs.stall(session, job, clock.now(), words)
+        except EbbflowError as error:
+            _log.warning("distillation %s: not noted: %s", job.id, error.reason.name)
 
     def _fail(self, job: Distillation, message: str) -> None:
         _log.error("distillation %s failed: %s", job.id, message)

@@ -32,6 +32,7 @@ def claim(session: Session, worker: str, now: dt.datetime, lease: dt.timedelta) 
             leased_by=worker,
             leased_until=now + lease,
             attempt=Distillation.attempt + 1,
+            error="",
             update_time=now,
         )
         .returning(Distillation)
@@ -84,6 +85,15 @@ def finish(session: Session, job: Distillation, now: dt.datetime, release_number
         eta_time=None,
         update_time=now,
     )
+
+
+def stall(session: Session, job: Distillation, now: dt.datetime, error: str) -> None:
+    """Says what keeps a job from going on for now; it is claimed again when its lease has run out.
+
+    Raises:
+        EbbflowError: LEASE_LOST if another worker took over or somebody cancelled.
+    """
+    _fenced(session, job, error=error, eta_time=None, update_time=now)
 
 
 def fail(session: Session, job: Distillation, now: dt.datetime, error: str) -> None:

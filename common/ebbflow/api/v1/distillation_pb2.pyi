@@ -120,7 +120,7 @@ class Distillation(_message.Message):
     release: _builtins.str
     """Release that it made, such as "students/faq/releases/2". Output only."""
     error: _builtins.str
-    """Why it failed, with the cure. Output only."""
+    """Why it failed, or what it waits for while it runs, with the cure. Output only."""
     @_builtins.property
     def recipe(self) -> Global___Recipe:
         """How to train."""
