@@ -109,6 +109,7 @@ class Reason(Enum):
     ROUND_CLOSED = Entry(Code.FAILED_PRECONDITION, "Nothing to do: the agent waits for the next round.")
     LEASE_LOST = Entry(Code.ABORTED, "Another worker has taken the job over; this one lets go of it.")
     METADATA_STALE = Entry(Code.ABORTED, "The metadata moved on; the distiller signs again by itself.")
+    APPROVAL_REQUIRED = Entry(Code.FAILED_PRECONDITION, "Another admin than its creator runs `ebbflow rollout approve`.")
 
     # Privacy
     BATCH_REFUSED = Entry(
@@ -124,6 +125,12 @@ class Reason(Enum):
     METADATA_EXPIRED = Entry(Code.FAILED_PRECONDITION, "The old release keeps serving. Check that the cloud re-signs.")
     RELEASE_TOO_OLD = Entry(Code.FAILED_PRECONDITION, "The signed metadata forbids releases below its min_release.")
     PROBE_FAILED = Entry(Code.FAILED_PRECONDITION, "The release does not compute here as signed; the old one serves.")
+    RELEASE_REVOKED = Entry(Code.FAILED_PRECONDITION, "Choose another release: this one was taken back for ever.")
+    DELTA_INVALID = Entry(Code.DATA_LOSS, "Nothing to do: the agent takes the full file instead.")
+    METADATA_REFUSED = Entry(
+        Code.FAILED_PRECONDITION, "Stage the metadata anew from what is published, sign it with enough keys, try again."
+    )
+    KEY_UNUSABLE = Entry(Code.FAILED_PRECONDITION, "Check the key's URI, its passphrase, and that its service answers.")
     OUT_OF_MEMORY = Entry(Code.RESOURCE_EXHAUSTED, "Give the agent more memory or allow a smaller precision.")
 
     # Load

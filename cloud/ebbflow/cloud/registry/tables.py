@@ -82,11 +82,14 @@ class ReleaseState(enum.StrEnum):
     PROPOSED = "proposed"
     PUBLISHED = "published"
     REJECTED = "rejected"
+    REVOKED = "revoked"
+    RETIRED = "retired"
 
 
 class RolloutState(enum.StrEnum):
     """Where a rollout stands."""
 
+    WAITING_FOR_APPROVAL = "waiting_for_approval"
     RUNNING = "running"
     PAUSED = "paused"
     HALTED = "halted"
@@ -102,6 +105,13 @@ class DeviceState(enum.StrEnum):
     ASSIGNED = "assigned"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+
+
+class OnHalt(enum.StrEnum):
+    """What happens to the devices of a rollout when it halts."""
+
+    HOLD = "hold"
+    ROLL_BACK = "roll_back"
 
 
 class RoundState(enum.StrEnum):
@@ -126,6 +136,10 @@ class Student(Base):
     """PrivacyPolicy."""
     selector: Mapped[str] = mapped_column(sa.String(1024))
     create_time: Mapped[dt.datetime]
+    rollout_policy: Mapped[Json] = mapped_column(default_factory=dict)
+    """RolloutPolicy."""
+    min_release: Mapped[int] = mapped_column(default=0)
+    """Lowest release that an owner asked the signers to allow; 0 if nobody did."""
 
 
 class Distillation(Base):
@@ -174,6 +188,7 @@ class Release(Base):
     card: Mapped[Json] = mapped_column(default_factory=dict)
     """EvaluationCard."""
     reason: Mapped[str] = mapped_column(sa.String(1024), default="")
+    revoke_time: Mapped[dt.datetime | None] = mapped_column(default=None)
 
 
 class TrustMetadata(Base):
@@ -254,6 +269,35 @@ class Assignment(Base):
     update_time: Mapped[dt.datetime | None] = mapped_column(default=None)
 
 
+class Pin(Base):
+    """Holds one agent on one release of a student, whatever rollouts do."""
+
+    __tablename__ = "pins"
+    __table_args__ = (
+        sa.ForeignKeyConstraint(["student_id", "release_number"], ["releases.student_id", "releases.number"]),
+    )
+    agent_id: Mapped[str] = mapped_column(sa.ForeignKey("agents.id"), primary_key=True)
+    student_id: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
+    release_number: Mapped[int]
+    reason: Mapped[str] = mapped_column(sa.String(1024))
+    create_time: Mapped[dt.datetime]
+
+
+class Delta(Base):
+    """The difference between two files of weights: a saving that can be built again at any time."""
+
+    __tablename__ = "deltas"
+    base_sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    target_sha256: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    format: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    blob_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    """None if the full file is as short."""
+    size_bytes: Mapped[int]
+    statistics: Mapped[Json]
+    """What changed, by tensor."""
+    create_time: Mapped[dt.datetime]
+
+
 class Rollout(Base):
     """The staged assignment of one release."""
 
@@ -274,6 +318,13 @@ class Rollout(Base):
     phase_passed_time: Mapped[dt.datetime | None] = mapped_column(default=None)
     """When the current phase met its success share; its soak time runs from here."""
     reason: Mapped[str] = mapped_column(sa.String(1024), default="")
+    windows: Mapped[list[Json]] = mapped_column(sa.JSON, default_factory=list)
+    """MaintenanceWindows."""
+    spread_s: Mapped[float] = mapped_column(default=0.0)
+    on_halt: Mapped[OnHalt] = mapped_column(_enum(OnHalt, "on_halt"), default=OnHalt.HOLD)
+    creator: Mapped[str] = mapped_column(sa.String(128), default="")
+    """Resource name, such as "admins/ada"."""
+    approver: Mapped[str] = mapped_column(sa.String(128), default="")
 
 
 class RolloutDevice(Base):
@@ -290,6 +341,13 @@ class RolloutDevice(Base):
     assign_time: Mapped[dt.datetime | None] = mapped_column(default=None)
     answer_time: Mapped[dt.datetime | None] = mapped_column(default=None)
     reason: Mapped[str] = mapped_column(sa.String(255), default="")
+    not_before_time: Mapped[dt.datetime | None] = mapped_column(default=None)
+    """When its turn within the spread of its phase comes."""
+    probe_loss: Mapped[float | None] = mapped_column(default=None)
+    """What it measured, in nats per token."""
+    fetched_bytes: Mapped[int] = mapped_column(default=0)
+    full_bytes: Mapped[int] = mapped_column(default=0)
+    """What the full files of its variant would have been; 0 until it has answered."""
 
 
 class Round(Base):

@@ -397,6 +397,7 @@ class DesiredRelease(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     ROLLOUT_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_TIME_FIELD_NUMBER: _builtins.int
     student: _builtins.str
     """Student, such as "students/faq"."""
     release: _builtins.str
@@ -407,6 +408,10 @@ class DesiredRelease(_message.Message):
     """The variant that suits the device."""
     rollout: _builtins.str
     """The rollout that assigned it, such as "rollouts/9f2c". Empty if none did."""
+    @_builtins.property
+    def not_before_time(self) -> _timestamp_pb2.Timestamp:
+        """Do not begin to fetch before this time, so that a fleet does not come at once. Unset means now."""
+
     def __init__(
         self,
         *,
@@ -414,10 +419,11 @@ class DesiredRelease(_message.Message):
         release: _builtins.str = ...,
         precision: _resources_pb2.Precision.ValueType = ...,
         rollout: _builtins.str = ...,
+        not_before_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["not_before_time", b"not_before_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["precision", b"precision", "release", b"release", "rollout", b"rollout", "student", b"student"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["not_before_time", b"not_before_time", "precision", b"precision", "release", b"release", "rollout", b"rollout", "student", b"student"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,8 +3,10 @@
 isort:skip_file
 Bytes of releases and of the metadata that makes them trusted."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -94,7 +96,7 @@ class ReadBlobResponse(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """The next bytes, 256 KiB at most."""
+    """The next bytes, 1 MiB at most."""
     def __init__(
         self,
         *,
@@ -107,6 +109,92 @@ class ReadBlobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadBlobResponse: _TypeAlias = ReadBlobResponse  # noqa: Y015
+
+@_typing.final
+class FindDeltasRequest(_message.Message):
+    """Asks for ways to a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_SHA256_FIELD_NUMBER: _builtins.int
+    BASE_SHA256_FIELD_NUMBER: _builtins.int
+    target_sha256: _builtins.bytes
+    """SHA-256 of the wanted file, 32 bytes."""
+    @_builtins.property
+    def base_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SHA-256 of files that the caller has or can derive, 32 bytes each, 8 at most."""
+
+    def __init__(
+        self,
+        *,
+        target_sha256: _builtins.bytes = ...,
+        base_sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sha256", b"base_sha256", "target_sha256", b"target_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDeltasRequest: _TypeAlias = FindDeltasRequest  # noqa: Y015
+
+@_typing.final
+class FindDeltasResponse(_message.Message):
+    """Ways to a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELTAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delta]:
+        """Deltas that are shorter than the file, shortest first. Empty if there are none."""
+
+    def __init__(
+        self,
+        *,
+        deltas: _abc.Iterable[Global___Delta] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindDeltasResponse: _TypeAlias = FindDeltasResponse  # noqa: Y015
+
+@_typing.final
+class Delta(_message.Message):
+    """The difference between two files of weights. Not signed: its reader checks the result against the signed hash."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_SHA256_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    base_sha256: _builtins.bytes
+    """SHA-256 of the file that it begins from, 32 bytes."""
+    sha256: _builtins.bytes
+    """SHA-256 of the blob that holds it, 32 bytes: what ReadBlob takes."""
+    size_bytes: _builtins.int
+    """Length of that blob in bytes."""
+    format: _builtins.str
+    """Format, such as "ebbflow.delta/1". A reader that does not know it takes the full file."""
+    def __init__(
+        self,
+        *,
+        base_sha256: _builtins.bytes = ...,
+        sha256: _builtins.bytes = ...,
+        size_bytes: _builtins.int = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sha256", b"base_sha256", "format", b"format", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class WriteBlobRequest(_message.Message):

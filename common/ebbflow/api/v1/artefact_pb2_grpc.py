@@ -45,6 +45,11 @@ class ArtefactServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.ReadBlobResponse.FromString,
                 _registered_method=True)
+        self.FindDeltas = channel.unary_unary(
+                '/ebbflow.api.v1.ArtefactService/FindDeltas',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.FindDeltasRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.FindDeltasResponse.FromString,
+                _registered_method=True)
         self.WriteBlob = channel.stream_unary(
                 '/ebbflow.api.v1.ArtefactService/WriteBlob',
                 request_serializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.WriteBlobRequest.SerializeToString,
@@ -70,6 +75,14 @@ class ArtefactServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindDeltas(self, request, context):
+        """FindDeltas returns what leads from files that the caller has to one that it wants. Builds what is not built yet, which
+        may take seconds; a full file is always there and needs no delta.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WriteBlob(self, request_iterator, context):
         """WriteBlob stores a file and returns its name. Operators only.
         """
@@ -89,6 +102,11 @@ def add_ArtefactServiceServicer_to_server(servicer, server):
                     servicer.ReadBlob,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.ReadBlobRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.ReadBlobResponse.SerializeToString,
+            ),
+            'FindDeltas': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindDeltas,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.FindDeltasRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_artefact__pb2.FindDeltasResponse.SerializeToString,
             ),
             'WriteBlob': grpc.stream_unary_rpc_method_handler(
                     servicer.WriteBlob,
@@ -151,6 +169,33 @@ class ArtefactService:
             '/ebbflow.api.v1.ArtefactService/ReadBlob',
             ebbflow_dot_api_dot_v1_dot_artefact__pb2.ReadBlobRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_artefact__pb2.ReadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindDeltas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.ArtefactService/FindDeltas',
+            ebbflow_dot_api_dot_v1_dot_artefact__pb2.FindDeltasRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_artefact__pb2.FindDeltasResponse.FromString,
             options,
             channel_credentials,
             insecure,

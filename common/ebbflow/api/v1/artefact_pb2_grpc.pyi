@@ -37,6 +37,10 @@ class ArtefactServiceStub:
     """ReadMetadata streams one file of TUF metadata, such as "2.root.json" or "timestamp.json"."""
     ReadBlob: _grpc.UnaryStreamMultiCallable[_artefact_pb2.ReadBlobRequest, _artefact_pb2.ReadBlobResponse]
     """ReadBlob streams a blob from an offset."""
+    FindDeltas: _grpc.UnaryUnaryMultiCallable[_artefact_pb2.FindDeltasRequest, _artefact_pb2.FindDeltasResponse]
+    """FindDeltas returns what leads from files that the caller has to one that it wants. Builds what is not built yet, which
+    may take seconds; a full file is always there and needs no delta.
+    """
     WriteBlob: _grpc.StreamUnaryMultiCallable[_artefact_pb2.WriteBlobRequest, _artefact_pb2.WriteBlobResponse]
     """WriteBlob stores a file and returns its name. Operators only."""
 
@@ -49,6 +53,10 @@ class ArtefactServiceAsyncStub(ArtefactServiceStub):
     """ReadMetadata streams one file of TUF metadata, such as "2.root.json" or "timestamp.json"."""
     ReadBlob: _aio.UnaryStreamMultiCallable[_artefact_pb2.ReadBlobRequest, _artefact_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """ReadBlob streams a blob from an offset."""
+    FindDeltas: _aio.UnaryUnaryMultiCallable[_artefact_pb2.FindDeltasRequest, _artefact_pb2.FindDeltasResponse]  # type: ignore[assignment]
+    """FindDeltas returns what leads from files that the caller has to one that it wants. Builds what is not built yet, which
+    may take seconds; a full file is always there and needs no delta.
+    """
     WriteBlob: _aio.StreamUnaryMultiCallable[_artefact_pb2.WriteBlobRequest, _artefact_pb2.WriteBlobResponse]  # type: ignore[assignment]
     """WriteBlob stores a file and returns its name. Operators only."""
 
@@ -70,6 +78,16 @@ class ArtefactServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_artefact_pb2.ReadBlobResponse], _abc.AsyncIterator[_artefact_pb2.ReadBlobResponse]]:
         """ReadBlob streams a blob from an offset."""
+
+    @_abc_1.abstractmethod
+    def FindDeltas(
+        self,
+        request: _artefact_pb2.FindDeltasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artefact_pb2.FindDeltasResponse, _abc.Awaitable[_artefact_pb2.FindDeltasResponse]]:
+        """FindDeltas returns what leads from files that the caller has to one that it wants. Builds what is not built yet, which
+        may take seconds; a full file is always there and needs no delta.
+        """
 
     @_abc_1.abstractmethod
     def WriteBlob(

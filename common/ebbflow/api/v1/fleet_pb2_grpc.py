@@ -60,6 +60,16 @@ class FleetServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.ReinstateAgentRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.ReinstateAgentResponse.FromString,
                 _registered_method=True)
+        self.PinAgent = channel.unary_unary(
+                '/ebbflow.api.v1.FleetService/PinAgent',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.PinAgentRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.PinAgentResponse.FromString,
+                _registered_method=True)
+        self.UnpinAgent = channel.unary_unary(
+                '/ebbflow.api.v1.FleetService/UnpinAgent',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.UnpinAgentRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.UnpinAgentResponse.FromString,
+                _registered_method=True)
         self.CreateEnrolmentToken = channel.unary_unary(
                 '/ebbflow.api.v1.FleetService/CreateEnrolmentToken',
                 request_serializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.CreateEnrolmentTokenRequest.SerializeToString,
@@ -121,6 +131,20 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinAgent(self, request, context):
+        """PinAgent holds an agent on one release of a student, whatever rollouts do, until it is unpinned. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinAgent(self, request, context):
+        """UnpinAgent lets rollouts reach an agent again. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateEnrolmentToken(self, request, context):
         """CreateEnrolmentToken makes a token. Its secret is in this answer and nowhere else.
         """
@@ -176,6 +200,16 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ReinstateAgent,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.ReinstateAgentRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.ReinstateAgentResponse.SerializeToString,
+            ),
+            'PinAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAgent,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.PinAgentRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.PinAgentResponse.SerializeToString,
+            ),
+            'UnpinAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinAgent,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.UnpinAgentRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_fleet__pb2.UnpinAgentResponse.SerializeToString,
             ),
             'CreateEnrolmentToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateEnrolmentToken,
@@ -334,6 +368,60 @@ class FleetService:
             '/ebbflow.api.v1.FleetService/ReinstateAgent',
             ebbflow_dot_api_dot_v1_dot_fleet__pb2.ReinstateAgentRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_fleet__pb2.ReinstateAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.FleetService/PinAgent',
+            ebbflow_dot_api_dot_v1_dot_fleet__pb2.PinAgentRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_fleet__pb2.PinAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.FleetService/UnpinAgent',
+            ebbflow_dot_api_dot_v1_dot_fleet__pb2.UnpinAgentRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_fleet__pb2.UnpinAgentResponse.FromString,
             options,
             channel_credentials,
             insecure,

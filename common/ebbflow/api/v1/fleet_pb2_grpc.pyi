@@ -43,6 +43,10 @@ class FleetServiceStub:
     """RevokeAgent shuts an agent out for ever; its next call is refused."""
     ReinstateAgent: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ReinstateAgentRequest, _fleet_pb2.ReinstateAgentResponse]
     """ReinstateAgent lets a quarantined agent back in."""
+    PinAgent: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.PinAgentRequest, _fleet_pb2.PinAgentResponse]
+    """PinAgent holds an agent on one release of a student, whatever rollouts do, until it is unpinned. Idempotent."""
+    UnpinAgent: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UnpinAgentRequest, _fleet_pb2.UnpinAgentResponse]
+    """UnpinAgent lets rollouts reach an agent again. Idempotent."""
     CreateEnrolmentToken: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CreateEnrolmentTokenRequest, _fleet_pb2.CreateEnrolmentTokenResponse]
     """CreateEnrolmentToken makes a token. Its secret is in this answer and nowhere else."""
     ListEnrolmentTokens: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListEnrolmentTokensRequest, _fleet_pb2.ListEnrolmentTokensResponse]
@@ -67,6 +71,10 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """RevokeAgent shuts an agent out for ever; its next call is refused."""
     ReinstateAgent: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ReinstateAgentRequest, _fleet_pb2.ReinstateAgentResponse]  # type: ignore[assignment]
     """ReinstateAgent lets a quarantined agent back in."""
+    PinAgent: _aio.UnaryUnaryMultiCallable[_fleet_pb2.PinAgentRequest, _fleet_pb2.PinAgentResponse]  # type: ignore[assignment]
+    """PinAgent holds an agent on one release of a student, whatever rollouts do, until it is unpinned. Idempotent."""
+    UnpinAgent: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UnpinAgentRequest, _fleet_pb2.UnpinAgentResponse]  # type: ignore[assignment]
+    """UnpinAgent lets rollouts reach an agent again. Idempotent."""
     CreateEnrolmentToken: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CreateEnrolmentTokenRequest, _fleet_pb2.CreateEnrolmentTokenResponse]  # type: ignore[assignment]
     """CreateEnrolmentToken makes a token. Its secret is in this answer and nowhere else."""
     ListEnrolmentTokens: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListEnrolmentTokensRequest, _fleet_pb2.ListEnrolmentTokensResponse]  # type: ignore[assignment]
@@ -118,6 +126,22 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ReinstateAgentResponse, _abc.Awaitable[_fleet_pb2.ReinstateAgentResponse]]:
         """ReinstateAgent lets a quarantined agent back in."""
+
+    @_abc_1.abstractmethod
+    def PinAgent(
+        self,
+        request: _fleet_pb2.PinAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.PinAgentResponse, _abc.Awaitable[_fleet_pb2.PinAgentResponse]]:
+        """PinAgent holds an agent on one release of a student, whatever rollouts do, until it is unpinned. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def UnpinAgent(
+        self,
+        request: _fleet_pb2.UnpinAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.UnpinAgentResponse, _abc.Awaitable[_fleet_pb2.UnpinAgentResponse]]:
+        """UnpinAgent lets rollouts reach an agent again. Idempotent."""
 
     @_abc_1.abstractmethod
     def CreateEnrolmentToken(

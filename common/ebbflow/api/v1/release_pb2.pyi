@@ -43,6 +43,10 @@ class Release(_message.Message):
         """Both have signed it and the metadata lists it."""
         STATE_REJECTED: Release._State.ValueType  # 4
         """The gate turned it down."""
+        STATE_REVOKED: Release._State.ValueType  # 5
+        """Somebody took it back; it can never be installed again."""
+        STATE_RETIRED: Release._State.ValueType  # 6
+        """Too old to be kept in the signed list; its files may be deleted."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a release stands."""
@@ -57,6 +61,10 @@ class Release(_message.Message):
     """Both have signed it and the metadata lists it."""
     STATE_REJECTED: Release.State.ValueType  # 4
     """The gate turned it down."""
+    STATE_REVOKED: Release.State.ValueType  # 5
+    """Somebody took it back; it can never be installed again."""
+    STATE_RETIRED: Release.State.ValueType  # 6
+    """Too old to be kept in the signed list; its files may be deleted."""
 
     NAME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -73,7 +81,7 @@ class Release(_message.Message):
     distillation: _builtins.str
     """Distillation that made it."""
     reason: _builtins.str
-    """Why the gate turned it down. Empty unless REJECTED."""
+    """Why the gate turned it down or somebody revoked it. Empty unless REJECTED or REVOKED."""
     @_builtins.property
     def variants(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Variant]:
         """Its precisions."""
@@ -273,3 +281,243 @@ class ListReleasesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListReleasesResponse: _TypeAlias = ListReleasesResponse  # noqa: Y015
+
+@_typing.final
+class CompareReleasesRequest(_message.Message):
+    """Asks what changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    base: _builtins.str
+    """Release to begin from, such as "students/faq/releases/3"."""
+    target: _builtins.str
+    """Release to move to, of the same student."""
+    def __init__(
+        self,
+        *,
+        base: _builtins.str = ...,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareReleasesRequest: _TypeAlias = CompareReleasesRequest  # noqa: Y015
+
+@_typing.final
+class CompareReleasesResponse(_message.Message):
+    """What changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    TOKENIZER_CHANGED_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
+    BASE_CARD_FIELD_NUMBER: _builtins.int
+    TARGET_CARD_FIELD_NUMBER: _builtins.int
+    tokenizer_changed: _builtins.bool
+    """Whether the tokenizers differ."""
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedCompositeFieldContainer[Global___VariantChange]:
+        """By precision, for those that both releases have."""
+
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorChange]:
+        """By tensor of the INT8 codes, largest change first."""
+
+    @_builtins.property
+    def configuration(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Settings of the configuration that differ, as "key: old -> new"."""
+
+    @_builtins.property
+    def base_card(self) -> Global___EvaluationCard:
+        """What the gate measured of the base."""
+
+    @_builtins.property
+    def target_card(self) -> Global___EvaluationCard:
+        """What the gate measured of the target."""
+
+    def __init__(
+        self,
+        *,
+        variants: _abc.Iterable[Global___VariantChange] | None = ...,
+        tensors: _abc.Iterable[Global___TensorChange] | None = ...,
+        tokenizer_changed: _builtins.bool = ...,
+        configuration: _abc.Iterable[_builtins.str] | None = ...,
+        base_card: Global___EvaluationCard | None = ...,
+        target_card: Global___EvaluationCard | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_card", b"base_card", "target_card", b"target_card"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_card", b"base_card", "configuration", b"configuration", "target_card", b"target_card", "tensors", b"tensors", "tokenizer_changed", b"tokenizer_changed", "variants", b"variants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareReleasesResponse: _TypeAlias = CompareReleasesResponse  # noqa: Y015
+
+@_typing.final
+class VariantChange(_message.Message):
+    """What it costs to move in one precision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRECISION_FIELD_NUMBER: _builtins.int
+    FULL_BYTES_FIELD_NUMBER: _builtins.int
+    DELTA_BYTES_FIELD_NUMBER: _builtins.int
+    CHANGED_SHARE_FIELD_NUMBER: _builtins.int
+    precision: _resources_pb2.Precision.ValueType
+    """The precision."""
+    full_bytes: _builtins.int
+    """Length of the full file in bytes."""
+    delta_bytes: _builtins.int
+    """Length of the delta in bytes; 0 if the full file is as short."""
+    changed_share: _builtins.float
+    """Share of the codes, or numbers, that changed."""
+    def __init__(
+        self,
+        *,
+        precision: _resources_pb2.Precision.ValueType = ...,
+        full_bytes: _builtins.int = ...,
+        delta_bytes: _builtins.int = ...,
+        changed_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_share", b"changed_share", "delta_bytes", b"delta_bytes", "full_bytes", b"full_bytes", "precision", b"precision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VariantChange: _TypeAlias = VariantChange  # noqa: Y015
+
+@_typing.final
+class TensorChange(_message.Message):
+    """What changed in one tensor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSOR_FIELD_NUMBER: _builtins.int
+    CHANGED_SHARE_FIELD_NUMBER: _builtins.int
+    RESCALED_SHARE_FIELD_NUMBER: _builtins.int
+    RMS_STEPS_FIELD_NUMBER: _builtins.int
+    tensor: _builtins.str
+    """Its name."""
+    changed_share: _builtins.float
+    """Share of its codes that changed."""
+    rescaled_share: _builtins.float
+    """Share of its groups whose scale changed."""
+    rms_steps: _builtins.float
+    """Root mean square of the changes of the codes, in steps."""
+    def __init__(
+        self,
+        *,
+        tensor: _builtins.str = ...,
+        changed_share: _builtins.float = ...,
+        rescaled_share: _builtins.float = ...,
+        rms_steps: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_share", b"changed_share", "rescaled_share", b"rescaled_share", "rms_steps", b"rms_steps", "tensor", b"tensor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorChange: _TypeAlias = TensorChange  # noqa: Y015
+
+@_typing.final
+class RevokeReleaseRequest(_message.Message):
+    """Takes a release back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name."""
+    reason: _builtins.str
+    """Why, for the release and the audit log."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeReleaseRequest: _TypeAlias = RevokeReleaseRequest  # noqa: Y015
+
+@_typing.final
+class RevokeReleaseResponse(_message.Message):
+    """The revoked release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def release(self) -> Global___Release:
+        """The release. The signed list follows when distiller and gate have signed it."""
+
+    def __init__(
+        self,
+        *,
+        release: Global___Release | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["release", b"release"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["release", b"release"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeReleaseResponse: _TypeAlias = RevokeReleaseResponse  # noqa: Y015
+
+@_typing.final
+class RaiseMinReleaseRequest(_message.Message):
+    """Forbids old releases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The lowest release that may be installed from now on, such as "students/faq/releases/3"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaiseMinReleaseRequest: _TypeAlias = RaiseMinReleaseRequest  # noqa: Y015
+
+@_typing.final
+class RaiseMinReleaseResponse(_message.Message):
+    """What is asked of the signers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The lowest release that was asked for. The signed list follows when distiller and gate have signed it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RaiseMinReleaseResponse: _TypeAlias = RaiseMinReleaseResponse  # noqa: Y015

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ReleaseServiceStub:
-    """Shows releases.
+    """Shows releases and takes them back.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,25 @@ class ReleaseServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.ListReleasesRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.ListReleasesResponse.FromString,
                 _registered_method=True)
+        self.CompareReleases = channel.unary_unary(
+                '/ebbflow.api.v1.ReleaseService/CompareReleases',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.CompareReleasesRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.CompareReleasesResponse.FromString,
+                _registered_method=True)
+        self.RevokeRelease = channel.unary_unary(
+                '/ebbflow.api.v1.ReleaseService/RevokeRelease',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RevokeReleaseRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RevokeReleaseResponse.FromString,
+                _registered_method=True)
+        self.RaiseMinRelease = channel.unary_unary(
+                '/ebbflow.api.v1.ReleaseService/RaiseMinRelease',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RaiseMinReleaseRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RaiseMinReleaseResponse.FromString,
+                _registered_method=True)
 
 
 class ReleaseServiceServicer:
-    """Shows releases.
+    """Shows releases and takes them back.
     """
 
     def GetRelease(self, request, context):
@@ -60,6 +75,28 @@ class ReleaseServiceServicer:
 
     def ListReleases(self, request, context):
         """ListReleases returns a student's, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareReleases(self, request, context):
+        """CompareReleases says what changed between two releases of a student, and what it costs to move.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeRelease(self, request, context):
+        """RevokeRelease takes a release back for ever: the signed list drops it, rollouts of it are aborted, no device
+        installs it again. Owners only. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RaiseMinRelease(self, request, context):
+        """RaiseMinRelease forbids every release below one, for ever. Owners only. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +115,21 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.ListReleasesRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.ListReleasesResponse.SerializeToString,
             ),
+            'CompareReleases': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareReleases,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.CompareReleasesRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.CompareReleasesResponse.SerializeToString,
+            ),
+            'RevokeRelease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeRelease,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RevokeReleaseRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RevokeReleaseResponse.SerializeToString,
+            ),
+            'RaiseMinRelease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RaiseMinRelease,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RaiseMinReleaseRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_release__pb2.RaiseMinReleaseResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'ebbflow.api.v1.ReleaseService', rpc_method_handlers)
@@ -87,7 +139,7 @@ def add_ReleaseServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReleaseService:
-    """Shows releases.
+    """Shows releases and takes them back.
     """
 
     @staticmethod
@@ -134,6 +186,87 @@ class ReleaseService:
             '/ebbflow.api.v1.ReleaseService/ListReleases',
             ebbflow_dot_api_dot_v1_dot_release__pb2.ListReleasesRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_release__pb2.ListReleasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareReleases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.ReleaseService/CompareReleases',
+            ebbflow_dot_api_dot_v1_dot_release__pb2.CompareReleasesRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_release__pb2.CompareReleasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeRelease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.ReleaseService/RevokeRelease',
+            ebbflow_dot_api_dot_v1_dot_release__pb2.RevokeReleaseRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_release__pb2.RevokeReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RaiseMinRelease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.ReleaseService/RaiseMinRelease',
+            ebbflow_dot_api_dot_v1_dot_release__pb2.RaiseMinReleaseRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_release__pb2.RaiseMinReleaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ReleaseServiceStub:
-    """Shows releases."""
+    """Shows releases and takes them back."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +37,35 @@ class ReleaseServiceStub:
     """GetRelease returns one."""
     ListReleases: _grpc.UnaryUnaryMultiCallable[_release_pb2.ListReleasesRequest, _release_pb2.ListReleasesResponse]
     """ListReleases returns a student's, newest first."""
+    CompareReleases: _grpc.UnaryUnaryMultiCallable[_release_pb2.CompareReleasesRequest, _release_pb2.CompareReleasesResponse]
+    """CompareReleases says what changed between two releases of a student, and what it costs to move."""
+    RevokeRelease: _grpc.UnaryUnaryMultiCallable[_release_pb2.RevokeReleaseRequest, _release_pb2.RevokeReleaseResponse]
+    """RevokeRelease takes a release back for ever: the signed list drops it, rollouts of it are aborted, no device
+    installs it again. Owners only. Idempotent.
+    """
+    RaiseMinRelease: _grpc.UnaryUnaryMultiCallable[_release_pb2.RaiseMinReleaseRequest, _release_pb2.RaiseMinReleaseResponse]
+    """RaiseMinRelease forbids every release below one, for ever. Owners only. Idempotent."""
 
 @_typing.type_check_only
 class ReleaseServiceAsyncStub(ReleaseServiceStub):
-    """Shows releases."""
+    """Shows releases and takes them back."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetRelease: _aio.UnaryUnaryMultiCallable[_release_pb2.GetReleaseRequest, _release_pb2.GetReleaseResponse]  # type: ignore[assignment]
     """GetRelease returns one."""
     ListReleases: _aio.UnaryUnaryMultiCallable[_release_pb2.ListReleasesRequest, _release_pb2.ListReleasesResponse]  # type: ignore[assignment]
     """ListReleases returns a student's, newest first."""
+    CompareReleases: _aio.UnaryUnaryMultiCallable[_release_pb2.CompareReleasesRequest, _release_pb2.CompareReleasesResponse]  # type: ignore[assignment]
+    """CompareReleases says what changed between two releases of a student, and what it costs to move."""
+    RevokeRelease: _aio.UnaryUnaryMultiCallable[_release_pb2.RevokeReleaseRequest, _release_pb2.RevokeReleaseResponse]  # type: ignore[assignment]
+    """RevokeRelease takes a release back for ever: the signed list drops it, rollouts of it are aborted, no device
+    installs it again. Owners only. Idempotent.
+    """
+    RaiseMinRelease: _aio.UnaryUnaryMultiCallable[_release_pb2.RaiseMinReleaseRequest, _release_pb2.RaiseMinReleaseResponse]  # type: ignore[assignment]
+    """RaiseMinRelease forbids every release below one, for ever. Owners only. Idempotent."""
 
 class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows releases."""
+    """Shows releases and takes them back."""
 
     @_abc_1.abstractmethod
     def GetRelease(
@@ -66,5 +82,31 @@ class ReleaseServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_release_pb2.ListReleasesResponse, _abc.Awaitable[_release_pb2.ListReleasesResponse]]:
         """ListReleases returns a student's, newest first."""
+
+    @_abc_1.abstractmethod
+    def CompareReleases(
+        self,
+        request: _release_pb2.CompareReleasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_release_pb2.CompareReleasesResponse, _abc.Awaitable[_release_pb2.CompareReleasesResponse]]:
+        """CompareReleases says what changed between two releases of a student, and what it costs to move."""
+
+    @_abc_1.abstractmethod
+    def RevokeRelease(
+        self,
+        request: _release_pb2.RevokeReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_release_pb2.RevokeReleaseResponse, _abc.Awaitable[_release_pb2.RevokeReleaseResponse]]:
+        """RevokeRelease takes a release back for ever: the signed list drops it, rollouts of it are aborted, no device
+        installs it again. Owners only. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def RaiseMinRelease(
+        self,
+        request: _release_pb2.RaiseMinReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_release_pb2.RaiseMinReleaseResponse, _abc.Awaitable[_release_pb2.RaiseMinReleaseResponse]]:
+        """RaiseMinRelease forbids every release below one, for ever. Owners only. Idempotent."""
 
 def add_ReleaseServiceServicer_to_server(servicer: ReleaseServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

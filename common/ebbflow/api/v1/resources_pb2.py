@@ -25,19 +25,19 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x01\n\rDeviceProfile\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x12\n\nmemory_mib\x18\x02 \x01(\r\x12\r\n\x05\x63ores\x18\x03 \x01(\r\x12-\n\nprecisions\x18\x04 \x03(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x15\n\ragent_version\x18\x05 \x01(\t\"C\n\x08\x41rtefact\x12\x13\n\x0btarget_path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"c\n\x07Variant\x12,\n\tprecision\x18\x01 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12*\n\x08\x61rtefact\x18\x02 \x01(\x0b\x32\x18.ebbflow.api.v1.Artefact\"\xfc\x01\n\x0cInstallation\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12,\n\tprecision\x18\x03 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.ebbflow.api.v1.InstallationState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nprobe_loss\x18\x06 \x01(\x01\x12\x15\n\rfetched_bytes\x18\x07 \x01(\x04\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*b\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_BF16\x10\x01\x12\x12\n\x0ePRECISION_INT8\x10\x02\x12\x12\n\x0ePRECISION_INT4\x10\x03*{\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x12\n\x0eOUTCOME_EDITED\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\x12\x17\n\x13OUTCOME_REGENERATED\x10\x04*\x97\x01\n\x11InstallationState\x12\"\n\x1eINSTALLATION_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bINSTALLATION_STATE_FETCHING\x10\x01\x12\x1e\n\x1aINSTALLATION_STATE_SERVING\x10\x02\x12\x1d\n\x19INSTALLATION_STATE_FAILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x01\n\rDeviceProfile\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x12\n\nmemory_mib\x18\x02 \x01(\r\x12\r\n\x05\x63ores\x18\x03 \x01(\r\x12-\n\nprecisions\x18\x04 \x03(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x15\n\ragent_version\x18\x05 \x01(\t\"C\n\x08\x41rtefact\x12\x13\n\x0btarget_path\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"c\n\x07Variant\x12,\n\tprecision\x18\x01 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12*\n\x08\x61rtefact\x18\x02 \x01(\x0b\x32\x18.ebbflow.api.v1.Artefact\"\xad\x02\n\x0cInstallation\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12,\n\tprecision\x18\x03 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x30\n\x05state\x18\x04 \x01(\x0e\x32!.ebbflow.api.v1.InstallationState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x12\n\nprobe_loss\x18\x06 \x01(\x01\x12\x15\n\rfetched_bytes\x18\x07 \x01(\x04\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bresume_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*b\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_BF16\x10\x01\x12\x12\n\x0ePRECISION_INT8\x10\x02\x12\x12\n\x0ePRECISION_INT4\x10\x03*{\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTCOME_ACCEPTED\x10\x01\x12\x12\n\x0eOUTCOME_EDITED\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\x12\x17\n\x13OUTCOME_REGENERATED\x10\x04*\xb8\x01\n\x11InstallationState\x12\"\n\x1eINSTALLATION_STATE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bINSTALLATION_STATE_FETCHING\x10\x01\x12\x1e\n\x1aINSTALLATION_STATE_SERVING\x10\x02\x12\x1d\n\x19INSTALLATION_STATE_FAILED\x10\x03\x12\x1f\n\x1bINSTALLATION_STATE_DEFERRED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ebbflow.api.v1.resources_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRECISION']._serialized_start=653
-  _globals['_PRECISION']._serialized_end=751
-  _globals['_OUTCOME']._serialized_start=753
-  _globals['_OUTCOME']._serialized_end=876
-  _globals['_INSTALLATIONSTATE']._serialized_start=879
-  _globals['_INSTALLATIONSTATE']._serialized_end=1030
+  _globals['_PRECISION']._serialized_start=702
+  _globals['_PRECISION']._serialized_end=800
+  _globals['_OUTCOME']._serialized_start=802
+  _globals['_OUTCOME']._serialized_end=925
+  _globals['_INSTALLATIONSTATE']._serialized_start=928
+  _globals['_INSTALLATIONSTATE']._serialized_end=1112
   _globals['_DEVICEPROFILE']._serialized_start=84
   _globals['_DEVICEPROFILE']._serialized_end=226
   _globals['_ARTEFACT']._serialized_start=228
@@ -45,5 +45,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VARIANT']._serialized_start=297
   _globals['_VARIANT']._serialized_end=396
   _globals['_INSTALLATION']._serialized_start=399
-  _globals['_INSTALLATION']._serialized_end=651
+  _globals['_INSTALLATION']._serialized_end=700
 # @@protoc_insertion_point(module_scope)

@@ -94,6 +94,8 @@ class _InstallationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ins
     """The release is verified, probed and committed, and answers requests."""
     INSTALLATION_STATE_FAILED: _InstallationState.ValueType  # 3
     """The release was refused; the previous one still serves."""
+    INSTALLATION_STATE_DEFERRED: _InstallationState.ValueType  # 4
+    """The agent waits for its transfer window before it fetches more; the previous release still serves."""
 
 class InstallationState(_InstallationState, metaclass=_InstallationStateEnumTypeWrapper):
     """How far an agent has come with a release."""
@@ -106,6 +108,8 @@ INSTALLATION_STATE_SERVING: InstallationState.ValueType  # 2
 """The release is verified, probed and committed, and answers requests."""
 INSTALLATION_STATE_FAILED: InstallationState.ValueType  # 3
 """The release was refused; the previous one still serves."""
+INSTALLATION_STATE_DEFERRED: InstallationState.ValueType  # 4
+"""The agent waits for its transfer window before it fetches more; the previous release still serves."""
 Global___InstallationState: _TypeAlias = InstallationState  # noqa: Y015
 
 @_typing.final
@@ -220,6 +224,7 @@ class Installation(_message.Message):
     PROBE_LOSS_FIELD_NUMBER: _builtins.int
     FETCHED_BYTES_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    RESUME_TIME_FIELD_NUMBER: _builtins.int
     student: _builtins.str
     """Student, such as "students/faq"."""
     release: _builtins.str
@@ -240,6 +245,10 @@ class Installation(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When the state was entered, by the device's clock."""
 
+    @_builtins.property
+    def resume_time(self) -> _timestamp_pb2.Timestamp:
+        """When the agent goes on. Unset unless DEFERRED."""
+
     def __init__(
         self,
         *,
@@ -251,10 +260,11 @@ class Installation(_message.Message):
         probe_loss: _builtins.float = ...,
         fetched_bytes: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        resume_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resume_time", b"resume_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetched_bytes", b"fetched_bytes", "precision", b"precision", "probe_loss", b"probe_loss", "reason", b"reason", "release", b"release", "state", b"state", "student", b"student", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fetched_bytes", b"fetched_bytes", "precision", b"precision", "probe_loss", b"probe_loss", "reason", b"reason", "release", b"release", "resume_time", b"resume_time", "state", b"state", "student", b"student", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

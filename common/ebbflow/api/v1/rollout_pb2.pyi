@@ -21,6 +21,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _OnHalt:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnHaltEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnHalt.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_HALT_UNSPECIFIED: _OnHalt.ValueType  # 0
+    """Not said: hold."""
+    ON_HALT_HOLD: _OnHalt.ValueType  # 1
+    """No further device is told; those that serve the release keep it."""
+    ON_HALT_ROLL_BACK: _OnHalt.ValueType  # 2
+    """Every device goes back to what it had."""
+
+class OnHalt(_OnHalt, metaclass=_OnHaltEnumTypeWrapper):
+    """What happens to the devices of a rollout when it halts."""
+
+ON_HALT_UNSPECIFIED: OnHalt.ValueType  # 0
+"""Not said: hold."""
+ON_HALT_HOLD: OnHalt.ValueType  # 1
+"""No further device is told; those that serve the release keep it."""
+ON_HALT_ROLL_BACK: OnHalt.ValueType  # 2
+"""Every device goes back to what it had."""
+Global___OnHalt: _TypeAlias = OnHalt  # noqa: Y015
+
 @_typing.final
 class Rollout(_message.Message):
     """The staged assignment of one release."""
@@ -47,6 +71,8 @@ class Rollout(_message.Message):
         """Somebody ended it."""
         STATE_SUPERSEDED: Rollout._State.ValueType  # 6
         """A newer rollout of the student has replaced it."""
+        STATE_WAITING_FOR_APPROVAL: Rollout._State.ValueType  # 7
+        """A second person must approve it before its first device is told."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a rollout stands."""
@@ -65,6 +91,8 @@ class Rollout(_message.Message):
     """Somebody ended it."""
     STATE_SUPERSEDED: Rollout.State.ValueType  # 6
     """A newer rollout of the student has replaced it."""
+    STATE_WAITING_FOR_APPROVAL: Rollout.State.ValueType  # 7
+    """A second person must approve it before its first device is told."""
 
     NAME_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
@@ -75,6 +103,16 @@ class Rollout(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    ON_HALT_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    APPROVER_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    NEXT_DECISION_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
+    FULL_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, such as "rollouts/9f2c"."""
     release: _builtins.str
@@ -85,6 +123,16 @@ class Rollout(_message.Message):
     """Index of the current phase, from 0."""
     reason: _builtins.str
     """Why it halted. Empty unless HALTED."""
+    on_halt: Global___OnHalt.ValueType
+    """What happens to its devices when it halts. Unspecified takes the student's policy."""
+    creator: _builtins.str
+    """Who created it, such as "admins/ada". Output only."""
+    approver: _builtins.str
+    """Who approved it. Empty if nobody had to. Output only."""
+    fetched_bytes: _builtins.int
+    """Bytes that its devices fetched for it so far. Output only."""
+    full_bytes: _builtins.int
+    """Bytes that the full files would have been for the same devices. Output only."""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Phase]:
         """Its phases in order; the last one takes every remaining and every later agent."""
@@ -101,6 +149,26 @@ class Rollout(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___MaintenanceWindow]:
+        """Devices are told only inside these. Empty takes the student's policy; unset there means always."""
+
+    @_builtins.property
+    def spread(self) -> _duration_pb2.Duration:
+        """Each device of a begun phase starts at a random time within this long. Unset takes the student's policy."""
+
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseResult]:
+        """Phase by phase, what came of it so far. Output only."""
+
+    @_builtins.property
+    def next_decision(self) -> Global___NextDecision:
+        """What it does next, and why not yet. Output only."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failure]:
+        """Failures by reason, most frequent first. Output only."""
+
     def __init__(
         self,
         *,
@@ -113,14 +181,172 @@ class Rollout(_message.Message):
         counts: Global___DeviceCounts | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        windows: _abc.Iterable[Global___MaintenanceWindow] | None = ...,
+        spread: _duration_pb2.Duration | None = ...,
+        on_halt: Global___OnHalt.ValueType = ...,
+        creator: _builtins.str = ...,
+        approver: _builtins.str = ...,
+        results: _abc.Iterable[Global___PhaseResult] | None = ...,
+        next_decision: Global___NextDecision | None = ...,
+        failures: _abc.Iterable[Global___Failure] | None = ...,
+        fetched_bytes: _builtins.int = ...,
+        full_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "next_decision", b"next_decision", "spread", b"spread", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "create_time", b"create_time", "name", b"name", "phase_index", b"phase_index", "phases", b"phases", "reason", b"reason", "release", b"release", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approver", b"approver", "counts", b"counts", "create_time", b"create_time", "creator", b"creator", "failures", b"failures", "fetched_bytes", b"fetched_bytes", "full_bytes", b"full_bytes", "name", b"name", "next_decision", b"next_decision", "on_halt", b"on_halt", "phase_index", b"phase_index", "phases", b"phases", "reason", b"reason", "release", b"release", "results", b"results", "spread", b"spread", "state", b"state", "update_time", b"update_time", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class MaintenanceWindow(_message.Message):
+    """A weekly window, open from a time of day for a length of time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEEKDAYS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    start: _builtins.str
+    """When it opens, as "HH:MM"."""
+    time_zone: _builtins.str
+    """Time zone of `start`, such as "Europe/Berlin". Empty means UTC."""
+    @_builtins.property
+    def weekdays(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Days on which it opens, as 1 for Monday to 7 for Sunday. Empty means every day."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long it stays open: above 0, at most 7 days."""
+
+    def __init__(
+        self,
+        *,
+        weekdays: _abc.Iterable[_builtins.int] | None = ...,
+        start: _builtins.str = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        time_zone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start", b"start", "time_zone", b"time_zone", "weekdays", b"weekdays"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MaintenanceWindow: _TypeAlias = MaintenanceWindow  # noqa: Y015
+
+@_typing.final
+class PhaseResult(_message.Message):
+    """What came of one phase so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    PROBE_RISE_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_ELSEWHERE_FIELD_NUMBER: _builtins.int
+    ACCEPTANCE_INFORMATIVE_FIELD_NUMBER: _builtins.int
+    SOAK_END_TIME_FIELD_NUMBER: _builtins.int
+    probe_rise: _builtins.float
+    """Mean rise of its devices' probe loss over the loss that the release was signed with, in nats per token."""
+    acceptance: _builtins.float
+    """Share of outcomes that were good on its devices, from private counts; meaningless unless `acceptance_informative`."""
+    acceptance_elsewhere: _builtins.float
+    """The same on the student's other devices in the same rounds."""
+    acceptance_informative: _builtins.bool
+    """Whether the private counts say enough to be acted on."""
+    @_builtins.property
+    def counts(self) -> Global___DeviceCounts:
+        """Its devices by state."""
+
+    @_builtins.property
+    def soak_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When its soak time ends. Unset until its success share is met."""
+
+    def __init__(
+        self,
+        *,
+        counts: Global___DeviceCounts | None = ...,
+        probe_rise: _builtins.float = ...,
+        acceptance: _builtins.float = ...,
+        acceptance_elsewhere: _builtins.float = ...,
+        acceptance_informative: _builtins.bool = ...,
+        soak_end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "soak_end_time", b"soak_end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acceptance", b"acceptance", "acceptance_elsewhere", b"acceptance_elsewhere", "acceptance_informative", b"acceptance_informative", "counts", b"counts", "probe_rise", b"probe_rise", "soak_end_time", b"soak_end_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseResult: _TypeAlias = PhaseResult  # noqa: Y015
+
+@_typing.final
+class NextDecision(_message.Message):
+    """What a rollout does next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    EARLIEST_TIME_FIELD_NUMBER: _builtins.int
+    action: _builtins.str
+    """What: a sentence such as "advance to phase 2"."""
+    reason: _builtins.str
+    """Why not yet: a sentence such as "2 of 5 answers are in"."""
+    @_builtins.property
+    def earliest_time(self) -> _timestamp_pb2.Timestamp:
+        """The earliest time at which it can happen by itself. Unset if time alone does not bring it."""
+
+    def __init__(
+        self,
+        *,
+        action: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        earliest_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["earliest_time", b"earliest_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "earliest_time", b"earliest_time", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NextDecision: _TypeAlias = NextDecision  # noqa: Y015
+
+@_typing.final
+class Failure(_message.Message):
+    """One reason why devices failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """An UPPER_SNAKE word such as "PROBE_FAILED" or "SILENT"."""
+    count: _builtins.int
+    """Devices that failed so."""
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Some of them, such as "agents/kiosk-7"; 10 at most."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        agents: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "count", b"count", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failure: _TypeAlias = Failure  # noqa: Y015
 
 @_typing.final
 class Phase(_message.Message):
@@ -134,6 +360,10 @@ class Phase(_message.Message):
     MIN_ANSWERS_FIELD_NUMBER: _builtins.int
     SOAK_FIELD_NUMBER: _builtins.int
     SILENCE_LIMIT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    MAX_PROBE_RISE_FIELD_NUMBER: _builtins.int
+    MAX_ACCEPTANCE_DROP_FIELD_NUMBER: _builtins.int
     share: _builtins.float
     """Share of the student's agents that the phase brings in, above 0 to 1. Ignored in the last phase."""
     success_share: _builtins.float
@@ -142,6 +372,20 @@ class Phase(_message.Message):
     """Share of those that answered whose failure halts the rollout; 0 means that any failure does."""
     min_answers: _builtins.int
     """Answers needed before either share counts; 0 means 1."""
+    count: _builtins.int
+    """Number of agents that the phase brings in, instead of a share. Ignored in the last phase."""
+    selector: _builtins.str
+    """Label selector: the phase brings in exactly the agents that match, such as "ring=canary". With `share` or `count`, that
+    many of them. Ignored in the last phase.
+    """
+    max_probe_rise: _builtins.float
+    """The rollout halts when the mean probe loss of the phase's devices rises by more than this over the signed loss, in
+    nats per token; 0 leaves it to each device's own probe.
+    """
+    max_acceptance_drop: _builtins.float
+    """The rollout halts when the share of good outcomes is lower by more than this than on the student's other devices, once
+    the private counts say so with 95 % confidence; 0 does not look.
+    """
     @_builtins.property
     def soak(self) -> _duration_pb2.Duration:
         """Time to wait after success before the next phase."""
@@ -159,10 +403,14 @@ class Phase(_message.Message):
         min_answers: _builtins.int = ...,
         soak: _duration_pb2.Duration | None = ...,
         silence_limit: _duration_pb2.Duration | None = ...,
+        count: _builtins.int = ...,
+        selector: _builtins.str = ...,
+        max_probe_rise: _builtins.float = ...,
+        max_acceptance_drop: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["silence_limit", b"silence_limit", "soak", b"soak"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_share", b"failure_share", "min_answers", b"min_answers", "share", b"share", "silence_limit", b"silence_limit", "soak", b"soak", "success_share", b"success_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "failure_share", b"failure_share", "max_acceptance_drop", b"max_acceptance_drop", "max_probe_rise", b"max_probe_rise", "min_answers", b"min_answers", "selector", b"selector", "share", b"share", "silence_limit", b"silence_limit", "soak", b"soak", "success_share", b"success_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,6 +501,250 @@ class CreateRolloutResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateRolloutResponse: _TypeAlias = CreateRolloutResponse  # noqa: Y015
+
+@_typing.final
+class PreviewRolloutRequest(_message.Message):
+    """Says what would be started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    FAILURE_RATE_FIELD_NUMBER: _builtins.int
+    failure_rate: _builtins.float
+    """A failure rate that the first phase should see, above 0 and below 1; 0 means 0.05."""
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """As in CreateRolloutRequest."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+        failure_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure_rate", b"failure_rate", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRolloutRequest: _TypeAlias = PreviewRolloutRequest  # noqa: Y015
+
+@_typing.final
+class PreviewRolloutResponse(_message.Message):
+    """What would happen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    OUTLOOKS_FIELD_NUMBER: _builtins.int
+    ADVISED_CANARIES_FIELD_NUMBER: _builtins.int
+    advised_canaries: _builtins.int
+    """Agents that the first phase needs to see `failure_rate` at least once with 95 % probability."""
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout with everything spelled out; it has no name."""
+
+    @_builtins.property
+    def outlooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseOutlook]:
+        """By phase: what it can show."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+        outlooks: _abc.Iterable[Global___PhaseOutlook] | None = ...,
+        advised_canaries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advised_canaries", b"advised_canaries", "outlooks", b"outlooks", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRolloutResponse: _TypeAlias = PreviewRolloutResponse  # noqa: Y015
+
+@_typing.final
+class PhaseOutlook(_message.Message):
+    """What one phase can show."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENTS_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    DETECTABLE_FAILURE_RATE_FIELD_NUMBER: _builtins.int
+    agents: _builtins.int
+    """Agents that it brings in now."""
+    connected: _builtins.int
+    """Those of them that are connected."""
+    detectable_failure_rate: _builtins.float
+    """Lowest failure rate that it sees at least once with 95 % probability."""
+    def __init__(
+        self,
+        *,
+        agents: _builtins.int = ...,
+        connected: _builtins.int = ...,
+        detectable_failure_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "connected", b"connected", "detectable_failure_rate", b"detectable_failure_rate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseOutlook: _TypeAlias = PhaseOutlook  # noqa: Y015
+
+@_typing.final
+class ApproveRolloutRequest(_message.Message):
+    """Approves a rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveRolloutRequest: _TypeAlias = ApproveRolloutRequest  # noqa: Y015
+
+@_typing.final
+class ApproveRolloutResponse(_message.Message):
+    """The approved rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveRolloutResponse: _TypeAlias = ApproveRolloutResponse  # noqa: Y015
+
+@_typing.final
+class RetryRolloutRequest(_message.Message):
+    """Gives failed devices another try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name."""
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these, such as "agents/kiosk-7". Empty means all that failed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        agents: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRolloutRequest: _TypeAlias = RetryRolloutRequest  # noqa: Y015
+
+@_typing.final
+class RetryRolloutResponse(_message.Message):
+    """The rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRolloutResponse: _TypeAlias = RetryRolloutResponse  # noqa: Y015
+
+@_typing.final
+class RollBackRequest(_message.Message):
+    """Goes back to an earlier release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    student: _builtins.str
+    """Student, such as "students/faq"."""
+    release: _builtins.str
+    """Release to go back to; empty means the one that the newest rollout's devices had before."""
+    request_id: _builtins.str
+    """UUID of this request."""
+    def __init__(
+        self,
+        *,
+        student: _builtins.str = ...,
+        release: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["release", b"release", "request_id", b"request_id", "student", b"student"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackRequest: _TypeAlias = RollBackRequest  # noqa: Y015
+
+@_typing.final
+class RollBackResponse(_message.Message):
+    """The rollout that goes back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """The rollout."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackResponse: _TypeAlias = RollBackResponse  # noqa: Y015
 
 @_typing.final
 class GetRolloutRequest(_message.Message):

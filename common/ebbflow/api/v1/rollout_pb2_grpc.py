@@ -70,6 +70,26 @@ class RolloutServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.AbortRolloutRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.AbortRolloutResponse.FromString,
                 _registered_method=True)
+        self.ApproveRollout = channel.unary_unary(
+                '/ebbflow.api.v1.RolloutService/ApproveRollout',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.ApproveRolloutRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.ApproveRolloutResponse.FromString,
+                _registered_method=True)
+        self.RetryRollout = channel.unary_unary(
+                '/ebbflow.api.v1.RolloutService/RetryRollout',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RetryRolloutRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RetryRolloutResponse.FromString,
+                _registered_method=True)
+        self.RollBack = channel.unary_unary(
+                '/ebbflow.api.v1.RolloutService/RollBack',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RollBackResponse.FromString,
+                _registered_method=True)
+        self.PreviewRollout = channel.unary_unary(
+                '/ebbflow.api.v1.RolloutService/PreviewRollout',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.PreviewRolloutRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.PreviewRolloutResponse.FromString,
+                _registered_method=True)
 
 
 class RolloutServiceServicer:
@@ -125,6 +145,35 @@ class RolloutServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApproveRollout(self, request, context):
+        """ApproveRollout lets one begin that waits for a second person, who must not be its creator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryRollout(self, request, context):
+        """RetryRollout gives the failed devices of one another try, also after it has succeeded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """RollBack ends the student's unfinished rollout and brings every device to an earlier release at once. Idempotent by
+        `request_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewRollout(self, request, context):
+        """PreviewRollout says what CreateRollout would do, and what its phases can show. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RolloutServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +211,26 @@ def add_RolloutServiceServicer_to_server(servicer, server):
                     servicer.AbortRollout,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.AbortRolloutRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.AbortRolloutResponse.SerializeToString,
+            ),
+            'ApproveRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveRollout,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.ApproveRolloutRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.ApproveRolloutResponse.SerializeToString,
+            ),
+            'RetryRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRollout,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RetryRolloutRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RetryRolloutResponse.SerializeToString,
+            ),
+            'RollBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RollBackRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.RollBackResponse.SerializeToString,
+            ),
+            'PreviewRollout': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewRollout,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.PreviewRolloutRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_rollout__pb2.PreviewRolloutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +423,114 @@ class RolloutService:
             '/ebbflow.api.v1.RolloutService/AbortRollout',
             ebbflow_dot_api_dot_v1_dot_rollout__pb2.AbortRolloutRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_rollout__pb2.AbortRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.RolloutService/ApproveRollout',
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.ApproveRolloutRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.ApproveRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.RolloutService/RetryRollout',
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.RetryRolloutRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.RetryRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.RolloutService/RollBack',
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.RollBackRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.RollBackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewRollout(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.RolloutService/PreviewRollout',
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.PreviewRolloutRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_rollout__pb2.PreviewRolloutResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,16 @@ class RolloutServiceStub:
     """ResumeRollout goes on after a pause or a halt."""
     AbortRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.AbortRolloutRequest, _rollout_pb2.AbortRolloutResponse]
     """AbortRollout ends one; its devices go back to what they had."""
+    ApproveRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.ApproveRolloutRequest, _rollout_pb2.ApproveRolloutResponse]
+    """ApproveRollout lets one begin that waits for a second person, who must not be its creator."""
+    RetryRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RetryRolloutRequest, _rollout_pb2.RetryRolloutResponse]
+    """RetryRollout gives the failed devices of one another try, also after it has succeeded."""
+    RollBack: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RollBackRequest, _rollout_pb2.RollBackResponse]
+    """RollBack ends the student's unfinished rollout and brings every device to an earlier release at once. Idempotent by
+    `request_id`.
+    """
+    PreviewRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.PreviewRolloutRequest, _rollout_pb2.PreviewRolloutResponse]
+    """PreviewRollout says what CreateRollout would do, and what its phases can show. Changes nothing."""
 
 @_typing.type_check_only
 class RolloutServiceAsyncStub(RolloutServiceStub):
@@ -67,6 +77,16 @@ class RolloutServiceAsyncStub(RolloutServiceStub):
     """ResumeRollout goes on after a pause or a halt."""
     AbortRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.AbortRolloutRequest, _rollout_pb2.AbortRolloutResponse]  # type: ignore[assignment]
     """AbortRollout ends one; its devices go back to what they had."""
+    ApproveRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ApproveRolloutRequest, _rollout_pb2.ApproveRolloutResponse]  # type: ignore[assignment]
+    """ApproveRollout lets one begin that waits for a second person, who must not be its creator."""
+    RetryRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RetryRolloutRequest, _rollout_pb2.RetryRolloutResponse]  # type: ignore[assignment]
+    """RetryRollout gives the failed devices of one another try, also after it has succeeded."""
+    RollBack: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RollBackRequest, _rollout_pb2.RollBackResponse]  # type: ignore[assignment]
+    """RollBack ends the student's unfinished rollout and brings every device to an earlier release at once. Idempotent by
+    `request_id`.
+    """
+    PreviewRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.PreviewRolloutRequest, _rollout_pb2.PreviewRolloutResponse]  # type: ignore[assignment]
+    """PreviewRollout says what CreateRollout would do, and what its phases can show. Changes nothing."""
 
 class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages rollouts."""
@@ -126,5 +146,39 @@ class RolloutServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.AbortRolloutResponse, _abc.Awaitable[_rollout_pb2.AbortRolloutResponse]]:
         """AbortRollout ends one; its devices go back to what they had."""
+
+    @_abc_1.abstractmethod
+    def ApproveRollout(
+        self,
+        request: _rollout_pb2.ApproveRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.ApproveRolloutResponse, _abc.Awaitable[_rollout_pb2.ApproveRolloutResponse]]:
+        """ApproveRollout lets one begin that waits for a second person, who must not be its creator."""
+
+    @_abc_1.abstractmethod
+    def RetryRollout(
+        self,
+        request: _rollout_pb2.RetryRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.RetryRolloutResponse, _abc.Awaitable[_rollout_pb2.RetryRolloutResponse]]:
+        """RetryRollout gives the failed devices of one another try, also after it has succeeded."""
+
+    @_abc_1.abstractmethod
+    def RollBack(
+        self,
+        request: _rollout_pb2.RollBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.RollBackResponse, _abc.Awaitable[_rollout_pb2.RollBackResponse]]:
+        """RollBack ends the student's unfinished rollout and brings every device to an earlier release at once. Idempotent by
+        `request_id`.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewRollout(
+        self,
+        request: _rollout_pb2.PreviewRolloutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.PreviewRolloutResponse, _abc.Awaitable[_rollout_pb2.PreviewRolloutResponse]]:
+        """PreviewRollout says what CreateRollout would do, and what its phases can show. Changes nothing."""
 
 def add_RolloutServiceServicer_to_server(servicer: RolloutServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,7 +5,9 @@ Students: named lines of small models."""
 
 from collections import abc as _abc
 from ebbflow.api.v1 import feedback_pb2 as _feedback_pb2
+from ebbflow.api.v1 import rollout_pb2 as _rollout_pb2
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -34,6 +36,7 @@ class Student(_message.Message):
     SELECTOR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TOPICS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, such as "students/faq"."""
     teacher: _builtins.str
@@ -60,6 +63,10 @@ class Student(_message.Message):
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Topics of the corpus, in the order of their bins. Output only."""
 
+    @_builtins.property
+    def rollout_policy(self) -> Global___RolloutPolicy:
+        """What every rollout of the student keeps to."""
+
     def __init__(
         self,
         *,
@@ -71,14 +78,115 @@ class Student(_message.Message):
         selector: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         topics: _abc.Iterable[_builtins.str] | None = ...,
+        rollout_policy: Global___RolloutPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "privacy_policy", b"privacy_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "privacy_policy", b"privacy_policy", "rollout_policy", b"rollout_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "corpus_sha256", b"corpus_sha256", "create_time", b"create_time", "name", b"name", "privacy_policy", b"privacy_policy", "selector", b"selector", "teacher", b"teacher", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "corpus_sha256", b"corpus_sha256", "create_time", b"create_time", "name", b"name", "privacy_policy", b"privacy_policy", "rollout_policy", b"rollout_policy", "selector", b"selector", "teacher", b"teacher", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Student: _TypeAlias = Student  # noqa: Y015
+
+@_typing.final
+class RolloutPolicy(_message.Message):
+    """What every rollout of a student keeps to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_REQUIRED_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    ON_HALT_FIELD_NUMBER: _builtins.int
+    KEPT_RELEASES_FIELD_NUMBER: _builtins.int
+    approval_required: _builtins.bool
+    """Whether a second person must approve a rollout before its first device is told."""
+    on_halt: _rollout_pb2.OnHalt.ValueType
+    """What happens to devices when a rollout halts, if the rollout does not say."""
+    kept_releases: _builtins.int
+    """Published releases to keep in the signed list beside those that devices serve or are pinned to; 0 means 10."""
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[_rollout_pb2.Phase]:
+        """Phases of a rollout that names none. Empty means the built-in ones."""
+
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedCompositeFieldContainer[_rollout_pb2.MaintenanceWindow]:
+        """Windows of a rollout that names none. Empty means always."""
+
+    @_builtins.property
+    def spread(self) -> _duration_pb2.Duration:
+        """Spread of starts of a rollout that names none."""
+
+    def __init__(
+        self,
+        *,
+        approval_required: _builtins.bool = ...,
+        phases: _abc.Iterable[_rollout_pb2.Phase] | None = ...,
+        windows: _abc.Iterable[_rollout_pb2.MaintenanceWindow] | None = ...,
+        spread: _duration_pb2.Duration | None = ...,
+        on_halt: _rollout_pb2.OnHalt.ValueType = ...,
+        kept_releases: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spread", b"spread"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_required", b"approval_required", "kept_releases", b"kept_releases", "on_halt", b"on_halt", "phases", b"phases", "spread", b"spread", "windows", b"windows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutPolicy: _TypeAlias = RolloutPolicy  # noqa: Y015
+
+@_typing.final
+class UpdateRolloutPolicyRequest(_message.Message):
+    """Replaces the policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLLOUT_POLICY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name of the student."""
+    @_builtins.property
+    def rollout_policy(self) -> Global___RolloutPolicy:
+        """The new policy."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rollout_policy: Global___RolloutPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout_policy", b"rollout_policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rollout_policy", b"rollout_policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateRolloutPolicyRequest: _TypeAlias = UpdateRolloutPolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateRolloutPolicyResponse(_message.Message):
+    """The changed student."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def student(self) -> Global___Student:
+        """The student."""
+
+    def __init__(
+        self,
+        *,
+        student: Global___Student | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["student", b"student"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateRolloutPolicyResponse: _TypeAlias = UpdateRolloutPolicyResponse  # noqa: Y015
 
 @_typing.final
 class Architecture(_message.Message):

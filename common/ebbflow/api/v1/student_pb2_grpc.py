@@ -50,6 +50,11 @@ class StudentServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListStudentsRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListStudentsResponse.FromString,
                 _registered_method=True)
+        self.UpdateRolloutPolicy = channel.unary_unary(
+                '/ebbflow.api.v1.StudentService/UpdateRolloutPolicy',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class StudentServiceServicer:
@@ -77,6 +82,13 @@ class StudentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateRolloutPolicy(self, request, context):
+        """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StudentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_StudentServiceServicer_to_server(servicer, server):
                     servicer.ListStudents,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListStudentsRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListStudentsResponse.SerializeToString,
+            ),
+            'UpdateRolloutPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRolloutPolicy,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class StudentService:
             '/ebbflow.api.v1.StudentService/ListStudents',
             ebbflow_dot_api_dot_v1_dot_student__pb2.ListStudentsRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_student__pb2.ListStudentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRolloutPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.StudentService/UpdateRolloutPolicy',
+            ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

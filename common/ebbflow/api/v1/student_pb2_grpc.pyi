@@ -39,6 +39,8 @@ class StudentServiceStub:
     """GetStudent returns one."""
     ListStudents: _grpc.UnaryUnaryMultiCallable[_student_pb2.ListStudentsRequest, _student_pb2.ListStudentsResponse]
     """ListStudents returns them page by page, by name."""
+    UpdateRolloutPolicy: _grpc.UnaryUnaryMultiCallable[_student_pb2.UpdateRolloutPolicyRequest, _student_pb2.UpdateRolloutPolicyResponse]
+    """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
 
 @_typing.type_check_only
 class StudentServiceAsyncStub(StudentServiceStub):
@@ -51,6 +53,8 @@ class StudentServiceAsyncStub(StudentServiceStub):
     """GetStudent returns one."""
     ListStudents: _aio.UnaryUnaryMultiCallable[_student_pb2.ListStudentsRequest, _student_pb2.ListStudentsResponse]  # type: ignore[assignment]
     """ListStudents returns them page by page, by name."""
+    UpdateRolloutPolicy: _aio.UnaryUnaryMultiCallable[_student_pb2.UpdateRolloutPolicyRequest, _student_pb2.UpdateRolloutPolicyResponse]  # type: ignore[assignment]
+    """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
 
 class StudentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages students."""
@@ -78,5 +82,13 @@ class StudentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_student_pb2.ListStudentsResponse, _abc.Awaitable[_student_pb2.ListStudentsResponse]]:
         """ListStudents returns them page by page, by name."""
+
+    @_abc_1.abstractmethod
+    def UpdateRolloutPolicy(
+        self,
+        request: _student_pb2.UpdateRolloutPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_student_pb2.UpdateRolloutPolicyResponse, _abc.Awaitable[_student_pb2.UpdateRolloutPolicyResponse]]:
+        """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
 
 def add_StudentServiceServicer_to_server(servicer: StudentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
