@@ -1,12 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 
 from ebbflow.cloud.blobs.local import LocalBlobStore
-from ebbflow.cloud.release.packing import number_files, pack_weights
-from ebbflow.common.codes.artefact import PRECISIONS, read_variant
+from ebbflow.cloud.release.packing import PackedWeights, number_files, pack_weights
+from ebbflow.common.codes import delta, derive
+from ebbflow.common.codes.artefact import PRECISIONS, Variant, read_variant
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.model import Student
@@ -58,6 +61,63 @@ def test_packing_twice_gives_the_same_files(blobs: LocalBlobStore, tmp_path: Pat
         number_files(pack_weights(student, b"{}", blobs, PROBE, tmp_path), blobs, "faq", 1) for _ in range(2)
     )
     assert first == second
+
+
+def moved(student: Student, rms: float) -> Student:
+    """The student after a small step of training."""
+    after = Student.random(student.config, 1)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in after.parameters():
+            parameter.add_(torch.randn_like(parameter) * rms)
+    return after
+
+
+def int8_of(packed: PackedWeights, blobs: LocalBlobStore, path: Path) -> Variant:
+    blobs.fetch(packed.variants["int8"].sha256, path)
+    return read_variant(path)
+
+
+def test_a_release_keeps_the_scales_of_its_neighbour_and_so_its_codes(blobs: LocalBlobStore, tmp_path: Path) -> None:
+    student = Student.random(CONFIG, 1)
+    after = moved(student, 1e-5)
+    old = pack_weights(student, b"{}", blobs, PROBE, tmp_path)
+    neighbour = old.variants["int8"].sha256
+    new, again = (pack_weights(after, b"{}", blobs, PROBE, tmp_path, neighbour) for _ in range(2))
+    fresh = pack_weights(after, b"{}", blobs, PROBE, tmp_path)
+    assert new == again
+    base, kept = int8_of(old, blobs, tmp_path / "old"), int8_of(new, blobs, tmp_path / "new")
+    for name, scales in base.tensors.items():
+        if name.endswith(".scales"):
+            np.testing.assert_array_equal(kept.tensors[name], scales)
+    derive.derive_int4(tmp_path / "new", tmp_path / "derived")
+    assert blobs.read(new.variants["int4"].sha256) == (tmp_path / "derived").read_bytes()
+    sizes = []
+    for packed in (new, fresh):
+        blobs.fetch(packed.variants["int4"].sha256, tmp_path / "target4")
+        blobs.fetch(old.variants["int4"].sha256, tmp_path / "base4")
+        sizes.append(delta.encode(tmp_path / "base4", tmp_path / "target4", tmp_path / "delta").size_bytes)
+    assert sizes[0] < sizes[1]
+    assert list(tmp_path.glob("tmp*")) == []
+
+
+@pytest.mark.parametrize("why", ["gone", "damaged", "int4", "wider"])
+def test_a_neighbour_whose_scales_cannot_be_kept_changes_nothing(
+    blobs: LocalBlobStore, tmp_path: Path, why: str
+) -> None:
+    student = Student.random(CONFIG, 1)
+    fresh = pack_weights(student, b"{}", blobs, PROBE, tmp_path)
+    neighbour = {
+        "gone": lambda: "ab" * 32,
+        "damaged": lambda: blobs.put([b"no artefact"]).sha256,
+        "int4": lambda: fresh.variants["int4"].sha256,
+        "wider": lambda: (
+            pack_weights(Student.random(replace(CONFIG, intermediate_size=96), 1), b"{}", blobs, PROBE, tmp_path)
+            .variants["int8"]
+            .sha256
+        ),
+    }[why]()
+    assert pack_weights(student, b"{}", blobs, PROBE, tmp_path, neighbour) == fresh
 
 
 def test_weights_that_are_not_finite_are_not_packed(blobs: LocalBlobStore, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from ebbflow.cloud.processes.settings import CloudSettings
 from ebbflow.cloud.processes.work import repeat, stop_on_signals, use_threads
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Distillation, Json, Release, Student
-from ebbflow.cloud.release import gate, keys, publish
+from ebbflow.cloud.release import gate, publish, repository
+from ebbflow.cloud.release.anchor import Anchor
 from ebbflow.cloud.release.publish import Proposal
+from ebbflow.cloud.release.repository import Trust
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -31,15 +33,17 @@ def run(settings: CloudSettings) -> None:
     """Runs until SIGTERM or SIGINT.
 
     Raises:
-        EbbflowError: NOT_INITIALISED, SCHEMA_OUTDATED, DATABASE_UNAVAILABLE and what else keeps it from starting.
+        EbbflowError: NOT_INITIALISED, KEY_UNUSABLE, SCHEMA_OUTDATED, DATABASE_UNAVAILABLE and what else keeps it from
+            starting.
     """
     logs.configure(settings.log_level)
     stop = stop_on_signals()
     use_threads(settings.threads)
-    signer = keys.load(settings.paths.keys, "gate")
+    signer = settings.signer("gate")
+    anchor = Anchor(settings.paths.anchor("gate"), settings.paths.trust_root)
     registry = Registry.open(settings.database_url)
     limits = gate.Limits(settings.gate_max_regression, settings.gate_max_precision_loss)
-    keeper = Gate(registry, settings.blob_store(), signer, limits, settings.paths.work / "gate")
+    keeper = Gate(registry, settings.blob_store(), signer, limits, settings.paths.work / "gate", anchor.trusted)
     try:
         repeat(stop, settings.tick_interval_s, lambda: keeper.drain(stop))
     finally:
@@ -50,13 +54,20 @@ class Gate:
     """Answers proposals, one after the other."""
 
     def __init__(
-        self, registry: Registry, blobs: BlobStore, signer: Signer, limits: gate.Limits, scratch: Path
+        self,
+        registry: Registry,
+        blobs: BlobStore,
+        signer: Signer,
+        limits: gate.Limits,
+        scratch: Path,
+        trust: Trust = repository.trusted,
     ) -> None:
         self._registry = registry
         self._blobs = blobs
         self._signer = signer
         self._limits = limits
         self._scratch = scratch
+        self._trust = trust
 
     def drain(self, stop: threading.Event) -> None:
         """Answers until no proposal waits."""
@@ -74,7 +85,7 @@ class Gate:
         """
         try:
             with self._registry.reading() as session:
-                proposal = publish.open_proposal(session)
+                proposal = publish.open_proposal(session, trust=self._trust)
         except EbbflowError as error:
             if error.reason is not Reason.ARTEFACT_UNTRUSTED:
                 raise
@@ -103,7 +114,7 @@ class Gate:
         """Measures what is proposed; returns its card and why it may not be published."""
         change = proposal.change
         if change.student_id is None or change.number is None:
-            return {}, ""  # only a later expiry
+            return {}, ""  # nothing to measure: a later expiry, or releases that go
         with self._registry.reading() as session:
             facts = _facts(session, change.student_id, change.number)
         texts = gate.gate_texts(corpus.load(self._blobs, facts.corpus_sha256).split("gate"))
@@ -115,7 +126,7 @@ class Gate:
             if proposal is None or reason:
                 publish.reject(session, reason, proposal, card)
             else:
-                publish.approve(session, self._signer, proposal, card)
+                publish.approve(session, self._signer, proposal, card, trust=self._trust)
         change = proposal.change if proposal else None
         what = names.release(change.student_id, change.number or 0) if change and change.student_id else "the list"
         _log.info("turned %s down: %s" if reason else "approved %s%s", what, reason)

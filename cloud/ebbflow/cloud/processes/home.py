@@ -36,6 +36,15 @@ class Home:
         return self.path / "keys"
 
     @property
+    def trust_root(self) -> Path:
+        """The root that worker and gate begin to trust with, written by `ebbflow cloud init`."""
+        return self.path / "trust" / "root.json"
+
+    def anchor(self, process: str) -> Path:
+        """What worker or gate has verified last."""
+        return self.path / "trust" / process
+
+    @property
     def admin(self) -> Path:
         """The first owner's certificate and the context file of the admin CLI."""
         return self.path / "admin"

@@ -62,6 +62,7 @@ def initialise(settings: CloudSettings) -> str:
     try:
         with registry.transaction() as session:
             repository.initialise(session, paths.keys, clock.now())
+            database.pin_root(settings, repository.trust_root(session))
         _create_owner(registry, authority, settings)
     finally:
         registry.close()

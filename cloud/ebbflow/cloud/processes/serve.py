@@ -14,6 +14,7 @@ from ebbflow.cloud.processes.tick import Ticker
 from ebbflow.cloud.services import listeners
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.hub import Hub
+from ebbflow.common import allocator
 from ebbflow.common.files import write_atomic
 from ebbflow.common.rpc.server import stop_on_signals
 
@@ -35,6 +36,7 @@ def run(settings: CloudSettings, embedded: bool = True) -> None:
             starting.
     """
     logs.configure(settings.log_level)
+    allocator.keep_chunks()
 
     async def until_stopped() -> None:
         await serve(settings, stop_on_signals(), embedded=embedded)

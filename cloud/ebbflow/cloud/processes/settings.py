@@ -2,15 +2,18 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.blobs.local import LocalBlobStore
 from ebbflow.cloud.processes.home import Home
 from ebbflow.common.errors import EbbflowError, Reason
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 
 class CloudSettings(BaseSettings):
@@ -27,6 +30,25 @@ class CloudSettings(BaseSettings):
         description="Folder of the blob store, or s3://bucket/prefix; empty means inside the cloud's folder.",
     )
     s3_endpoint: str = Field(default="", description="URL of an S3-compatible service; empty means Amazon's.")
+
+    distiller_key: str = Field(
+        default="",
+        description="URI of the key that `cloud work` signs with (file2:, awskms:, gcpkms:, azurekms:, hsm:); empty"
+        " means keys/distiller.pem in the folder.",
+    )
+    gate_key: str = Field(default="", description="The same for `cloud gate`; empty means keys/gate.pem.")
+    online_key: str = Field(
+        default="", description="The same for snapshot and timestamp, in `cloud serve`; empty means keys/online.pem."
+    )
+    feedback_key: str = Field(
+        default="", description="The same for the plans of rounds, in `cloud serve`; empty means keys/feedback.pem."
+    )
+    key_secret: SecretStr = Field(
+        default=SecretStr(""), description="Passphrase of this process's encrypted key files, or PIN of its HSM."
+    )
+    key_secret_file: str = Field(
+        default="", description="File that holds `key_secret`, such as a mounted secret; used if that is empty."
+    )
 
     listen: str = Field(default="127.0.0.1:8443", description="Address of the mutually authenticated listener.")
     enrol_listen: str = Field(default="127.0.0.1:8444", description="Address of the listener for enrolment.")
@@ -97,6 +119,25 @@ class CloudSettings(BaseSettings):
     def database_url(self) -> str:
         """URL of the registry."""
         return self.registry_url or self.paths.registry_url
+
+    def signer(self, name: str) -> "Signer":
+        """Opens one of the keys "distiller", "gate", "online" and "feedback".
+
+        Raises:
+            EbbflowError: NOT_INITIALISED, KEY_UNUSABLE; CONFIG_INVALID if `key_secret_file` cannot be read.
+        """
+        from ebbflow.cloud.release import keys
+
+        return keys.open_key(getattr(self, f"{name}_key"), self.paths.keys, name, self._secret())
+
+    def _secret(self) -> str:
+        if self.key_secret.get_secret_value() or not self.key_secret_file:
+            return self.key_secret.get_secret_value()
+        try:
+            return Path(self.key_secret_file).read_text().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            message = f"key_secret_file {self.key_secret_file} cannot be read"
+            raise EbbflowError(Reason.CONFIG_INVALID, message) from error
 
     def blob_store(self) -> BlobStore:
         """Opens the blob store.

@@ -8,19 +8,23 @@ from dataclasses import dataclass
 
 from ebbflow.cloud.feedback import rounds
 from ebbflow.cloud.registry import answers, clock
-from ebbflow.cloud.release import publish
+from ebbflow.cloud.release import publish, standing, withdraw
 from ebbflow.cloud.rollout import store
-from ebbflow.cloud.services import presence
+from ebbflow.cloud.services import deltas, presence
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.faults import describe
 from ebbflow.cloud.services.hub import Hub
+from ebbflow.cloud.services.trust import own_keys
 from ebbflow.common.errors import EbbflowError
 
 _log = logging.getLogger(__name__)
 
 ANSWERS_KEPT = dt.timedelta(days=7)
 """How long a request_id is remembered."""
+DELTAS_EVERY = dt.timedelta(seconds=2)
+"""So often that the first device of a rollout finds its delta built, or being built."""
 SLOW_JOBS_EVERY = dt.timedelta(seconds=10)
+WARNINGS_EVERY = dt.timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,22 @@ def jobs_of(cloud: Cloud) -> list[Job]:
             publish.refresh_online(session, cloud.online_signer, now)
         return False
 
+    def retire(_now: dt.datetime) -> bool:
+        with registry.transaction() as session:
+            withdraw.retire(session)
+        return False
+
+    def warn(now: dt.datetime) -> bool:
+        with registry.reading() as session:
+            for role in standing.standing(session, own_keys(cloud), now):
+                if role.action:
+                    _log.warning("the %s signatures need somebody: %s", role.role, role.action)
+        return False
+
+    def build_deltas(_now: dt.datetime) -> bool:
+        deltas.prepare(cloud)
+        return False
+
     def close_rounds(now: dt.datetime) -> bool:
         with registry.transaction() as session:
             return bool(rounds.close_overdue(session, now))
@@ -91,8 +111,11 @@ def jobs_of(cloud: Cloud) -> list[Job]:
 
     return [
         Job("moving rollouts", lambda now: store.tick(registry, now)),
+        Job("building deltas", build_deltas, DELTAS_EVERY),
         Job("publishing releases", publish_releases),
         Job("closing rounds", close_rounds),
         Job("signing metadata again", sign_again, SLOW_JOBS_EVERY),
+        Job("looking at signatures", warn, WARNINGS_EVERY),
+        Job("retiring releases", retire, SLOW_JOBS_EVERY),
         Job("sweeping", sweep, SLOW_JOBS_EVERY),
     ]

@@ -14,7 +14,9 @@ from ebbflow.cloud.distillation.worker import Stopping, Worker
 from ebbflow.cloud.processes import logs
 from ebbflow.cloud.processes.settings import CloudSettings
 from ebbflow.cloud.registry.engine import Registry
-from ebbflow.cloud.release import keys, publish
+from ebbflow.cloud.release import publish, repository
+from ebbflow.cloud.release.anchor import Anchor
+from ebbflow.cloud.release.repository import Trust
 from ebbflow.common.errors import EbbflowError
 
 _log = logging.getLogger(__name__)
@@ -24,12 +26,14 @@ def run(settings: CloudSettings) -> None:
     """Runs until SIGTERM or SIGINT; a running job is then given back after its step, with a checkpoint.
 
     Raises:
-        EbbflowError: NOT_INITIALISED, SCHEMA_OUTDATED, DATABASE_UNAVAILABLE and what else keeps it from starting.
+        EbbflowError: NOT_INITIALISED, KEY_UNUSABLE, SCHEMA_OUTDATED, DATABASE_UNAVAILABLE and what else keeps it from
+            starting.
     """
     logs.configure(settings.log_level)
     stop = stop_on_signals()
     use_threads(settings.threads)
-    signer = keys.load(settings.paths.keys, "distiller")
+    signer = settings.signer("distiller")
+    anchor = Anchor(settings.paths.anchor("distiller"), settings.paths.trust_root)
     registry = Registry.open(settings.database_url)
     worker = Worker(
         registry=registry,
@@ -42,7 +46,9 @@ def run(settings: CloudSettings) -> None:
     )
     # In a thread of its own, so that a release need not wait for the next distillation to end.
     proposer = threading.Thread(
-        target=repeat, args=(stop, settings.tick_interval_s, lambda: propose(registry, signer)), name="proposer"
+        target=repeat,
+        args=(stop, settings.tick_interval_s, lambda: propose(registry, signer, anchor.trusted)),
+        name="proposer",
     )
     proposer.start()
     try:
@@ -63,10 +69,10 @@ def work(worker: Worker, stop: threading.Event) -> None:
         _log.info("gave the running distillation back")
 
 
-def propose(registry: Registry, signer: Signer) -> None:
+def propose(registry: Registry, signer: Signer, trust: Trust = repository.trusted) -> None:
     """Signs what the distiller has to sign now."""
     with registry.transaction() as session:
-        proposal = publish.propose(session, signer)
+        proposal = publish.propose(session, signer, trust=trust)
     if proposal is not None:
         _log.info("proposed version %d of the releases", proposal.version)
 

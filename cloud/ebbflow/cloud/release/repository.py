@@ -2,9 +2,10 @@
 
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 from securesystemslib.signer import Key, Signer
@@ -18,19 +19,29 @@ from ebbflow.cloud.registry.tables import TrustMetadata
 from ebbflow.cloud.release import keys
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.trust import roles
+from ebbflow.common.trust.ceremony import add_signature
 
-LIFETIMES: Final = {
-    roles.ROOT: dt.timedelta(days=365),
-    roles.TARGETS: dt.timedelta(days=330),  # not on the root's day: two offline ceremonies at once go wrong together
-    roles.STUDENT: dt.timedelta(days=14),
-    roles.SNAPSHOT: dt.timedelta(days=7),
-    roles.TIMESTAMP: dt.timedelta(days=1),
-}
-"""How long a signature of each role holds."""
+LIFETIMES: Final = roles.LIFETIMES
 
 _FILE_NAME = re.compile(r"(?:(?P<version>[1-9][0-9]{0,17})\.(?P<role>root|targets|snapshot|student)|timestamp)\.json")
 
 Payload = TypeVar("Payload", Root, Targets, Snapshot, Timestamp)
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """What is genuine, as somebody sees it."""
+
+    targets: Targets
+    student: Targets
+    """The newest published list of releases."""
+    current: bool
+    """Whether the keys that `targets` names today have signed that list. They have not after keys were replaced, until
+    the new ones have signed it anew."""
+
+
+Trust = Callable[[Session], Trusted]
+"""How somebody comes to what is genuine: `trusted`, or an `Anchor` that takes nothing on the registry's word."""
 
 
 def initialise(session: Session, folder: Path, now: dt.datetime) -> None:
@@ -44,7 +55,8 @@ def initialise(session: Session, folder: Path, now: dt.datetime) -> None:
         return
     signers = {name: keys.load(folder, name) for name in keys.NAMES}
     public = {name: signer.public_key for name, signer in signers.items()}
-    student = Targets(expires=now + LIFETIMES[roles.STUDENT], unrecognized_fields={roles.MIN_RELEASE: {}})
+    empty: dict[str, dict[str, int]] = {roles.MIN_RELEASE: {}, roles.HIGHEST: {}}
+    student = Targets(expires=now + LIFETIMES[roles.STUDENT], unrecognized_fields=empty)
     for role, content in (
         (roles.ROOT, signed(_first_root(public, now), *(signers[name] for name in keys.ROOTS))),
         (roles.TARGETS, signed(_first_targets(public, now), signers["targets"])),
@@ -83,7 +95,7 @@ def trust_root(session: Session) -> bytes:
     Raises:
         EbbflowError: NOT_INITIALISED if there is none.
     """
-    return _required(session, roles.ROOT).content
+    return required(session, roles.ROOT).content
 
 
 def newest(session: Session, role: str, *, published: bool = True) -> TrustMetadata | None:
@@ -111,9 +123,9 @@ def decode(row: TrustMetadata, kind: type[Payload]) -> Metadata[Payload]:
     try:
         metadata = Metadata[Payload].from_bytes(row.content)
     except DeserializationError as error:
-        raise _altered(row.role) from error
+        raise altered(row.role) from error
     if not isinstance(metadata.signed, kind):
-        raise _altered(row.role)
+        raise altered(row.role)
     return metadata
 
 
@@ -123,29 +135,64 @@ def verified_targets(session: Session) -> Targets:
     Raises:
         EbbflowError: ARTEFACT_UNTRUSTED if they do not hold, NOT_INITIALISED if there is no repository.
     """
-    root = decode(_required(session, roles.ROOT), Root)
-    targets = decode(_required(session, roles.TARGETS), Targets)
+    root = decode(required(session, roles.ROOT), Root)
+    targets = decode(required(session, roles.TARGETS), Targets)
     try:
         root.signed.verify_delegate(roles.ROOT, root.signed_bytes, root.signatures)
         root.signed.verify_delegate(roles.TARGETS, targets.signed_bytes, targets.signatures)
     except RepositoryError as error:
-        raise _altered(roles.TARGETS) from error
+        raise altered(roles.TARGETS) from error
     return targets.signed
 
 
 def verified_student(session: Session) -> Targets:
-    """Returns the published list of releases after checking its signatures up to the root.
+    """Returns the published list of releases after checking its signatures up to the root; see `trusted`.
 
     Raises:
         EbbflowError: ARTEFACT_UNTRUSTED if they do not hold, NOT_INITIALISED if there is no repository.
     """
+    return trusted(session).student
+
+
+def trusted(session: Session) -> Trusted:
+    """Returns what the registry's own chain of signatures holds up.
+
+    After a change of the distiller's or gate's key, the list is held up by the version of `targets` before the change.
+
+    Raises:
+        EbbflowError: ARTEFACT_UNTRUSTED if a signature does not hold, NOT_INITIALISED if there is no repository.
+    """
     targets = verified_targets(session)
-    student = decode(_required(session, roles.STUDENT), Targets)
+    student = decode(required(session, roles.STUDENT), Targets)
+    if verifies(targets, roles.STUDENT, student):
+        return Trusted(targets, student.signed, current=True)
+    roots = [decode(row, Root).signed for row in versions(session, roles.ROOT)]
+    if not any(verifies(older, roles.STUDENT, student) for older in older_targets(session, roots)):
+        raise altered(roles.STUDENT)
+    return Trusted(targets, student.signed, current=False)
+
+
+def older_targets(session: Session, roots: Sequence[Root]) -> Iterator[Targets]:
+    """Yields the versions of `targets` that one of these roots stands behind, newest first."""
+    for row in versions(session, roles.TARGETS):
+        targets = decode(row, Targets)
+        if any(verifies(root, roles.TARGETS, targets) for root in roots):
+            yield targets.signed
+
+
+def verifies(holder: Root | Targets, role: str, metadata: "Metadata[Any]") -> bool:
+    """Whether enough keys that `holder` names for a role have signed."""
     try:
-        targets.verify_delegate(roles.STUDENT, student.signed_bytes, student.signatures)
-    except RepositoryError as error:
-        raise _altered(roles.STUDENT) from error
-    return student.signed
+        holder.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, ValueError):
+        return False
+    return True
+
+
+def versions(session: Session, role: str) -> Sequence[TrustMetadata]:
+    """Every published version of a role, newest first."""
+    rows = sa.select(TrustMetadata).where(TrustMetadata.role == role, TrustMetadata.published.is_(True))
+    return session.scalars(rows.order_by(TrustMetadata.version.desc())).all()
 
 
 def sign_online(session: Session, signer: Signer, now: dt.datetime) -> None:
@@ -153,7 +200,7 @@ def sign_online(session: Session, signer: Signer, now: dt.datetime) -> None:
     last = newest(session, roles.SNAPSHOT)
     meta = {}
     for role in (roles.TARGETS, roles.STUDENT):
-        row = _required(session, role)
+        row = required(session, role)
         meta[f"{role}.json"] = MetaFile.from_data(row.version, row.content, ["sha256"])
     version = last.version + 1 if last else 1
     snapshot = Snapshot(version=version, expires=now + LIFETIMES[roles.SNAPSHOT], meta=meta)
@@ -163,7 +210,7 @@ def sign_online(session: Session, signer: Signer, now: dt.datetime) -> None:
 
 def sign_timestamp(session: Session, signer: Signer, now: dt.datetime) -> None:
     """Replaces the timestamp by the next one. The caller holds `lock`."""
-    last, snapshot = newest(session, roles.TIMESTAMP), _required(session, roles.SNAPSHOT)
+    last, snapshot = newest(session, roles.TIMESTAMP), required(session, roles.SNAPSHOT)
     version = last.version + 1 if last else 1
     meta = MetaFile.from_data(snapshot.version, snapshot.content, ["sha256"])
     timestamp = Timestamp(version=version, expires=now + LIFETIMES[roles.TIMESTAMP], snapshot_meta=meta)
@@ -173,10 +220,14 @@ def sign_timestamp(session: Session, signer: Signer, now: dt.datetime) -> None:
 
 
 def signed(payload: Payload, *signers: Signer) -> bytes:
-    """Returns the file that carries a payload with these signatures."""
+    """Returns the file that carries a payload with these signatures.
+
+    Raises:
+        EbbflowError: KEY_UNUSABLE if a key does not sign.
+    """
     metadata = Metadata[Payload](payload)
     for signer in signers:
-        metadata.sign(signer, append=True)
+        add_signature(metadata, signer)
     return metadata.to_bytes()
 
 
@@ -207,12 +258,18 @@ def _first_targets(public: Mapping[str, Key], now: dt.datetime) -> Targets:
     return Targets(expires=now + LIFETIMES[roles.TARGETS], delegations=delegations)
 
 
-def _required(session: Session, role: str) -> TrustMetadata:
+def required(session: Session, role: str) -> TrustMetadata:
+    """The newest published row of a role.
+
+    Raises:
+        EbbflowError: NOT_INITIALISED if there is none.
+    """
     row = newest(session, role)
     if row is None:
         raise EbbflowError(Reason.NOT_INITIALISED, f"the registry holds no {role} metadata", role=role)
     return row
 
 
-def _altered(role: str) -> EbbflowError:
+def altered(role: str) -> EbbflowError:
+    """What to raise about metadata that nobody of ours has signed."""
     return EbbflowError(Reason.ARTEFACT_UNTRUSTED, f"the {role} metadata in the registry does not verify", role=role)
