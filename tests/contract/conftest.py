@@ -38,6 +38,7 @@ from ebbflow.cloud.registry.tables import (
 from ebbflow.cloud.release import keys, publish, repository
 from ebbflow.cloud.rollout import store
 from ebbflow.cloud.rollout.phases import Phase
+from ebbflow.cloud.rollout.spec import RolloutSpec
 from ebbflow.cloud.services import listeners
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.hub import Hub
@@ -181,7 +182,7 @@ class ControlPlane:
     def roll_out(self, student_id: str, number: int) -> None:
         """Tells every agent of a student to serve a release."""
         with self.registry.transaction() as session:
-            store.create(session, student_id, number, [Phase()], now())
+            store.create(session, RolloutSpec(student_id=student_id, number=number, phases=(Phase(),)), now())
 
     def serve(self, agent_id: str, student_id: str, number: int) -> None:
         """What the registry knows of an agent that serves a release."""

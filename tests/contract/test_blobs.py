@@ -5,6 +5,7 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import boto3
@@ -16,7 +17,11 @@ from moto.server import ThreadedMotoServer
 from ebbflow.cloud.blobs.base import CHUNK_BYTES, BlobStore
 from ebbflow.cloud.blobs.local import LocalBlobStore
 from ebbflow.cloud.blobs.s3 import S3BlobStore
+from ebbflow.cloud.release.packing import pack_weights
+from ebbflow.common.codes.artefact import read_variant
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.student.config import StudentConfig
+from ebbflow.common.student.model import Student
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +62,8 @@ def test_what_is_put_comes_back_from_any_offset(chunks: list[bytes], offset: int
     assert blob.size_bytes == len(data) == store.size(blob.sha256)
     assert store.read(blob.sha256) == data
     assert b"".join(store.open(blob.sha256, offset)) == data[offset:]
+    with closing(store.reader(blob.sha256, offset)) as reader:
+        assert b"".join(iter(lambda: reader.read(777), b"")) == data[offset:]
 
 
 def test_putting_again_is_harmless(store: BlobStore) -> None:
@@ -79,9 +86,32 @@ def test_chunks_stay_small(store: BlobStore) -> None:
 @pytest.mark.parametrize("name", ["0" * 64, "", "../../etc/passwd", "A" * 64])
 def test_an_unknown_name_is_named_before_the_first_chunk(store: BlobStore, name: str) -> None:
     assert not store.has(name)
-    with pytest.raises(EbbflowError) as caught:
-        store.open(name)
-    assert caught.value.reason is Reason.BLOB_NOT_FOUND
+    for opening in (store.open, store.reader):
+        with pytest.raises(EbbflowError) as caught:
+            opening(name)
+        assert caught.value.reason is Reason.BLOB_NOT_FOUND
+
+
+def test_a_lent_file_is_whole_and_nothing_of_it_stays(store: BlobStore, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    blob = store.put([b"weights" * 1000])
+    with store.lend(blob.sha256, scratch) as path:
+        assert path.read_bytes() == b"weights" * 1000
+    assert list(scratch.iterdir()) == []
+    assert store.has(blob.sha256)
+    damage(store, blob.sha256, b"weights" * 999 + b"Weights")
+    with pytest.raises(EbbflowError) as caught, store.lend(blob.sha256, scratch):
+        pass
+    assert caught.value.reason is Reason.FILE_CORRUPT
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_reader_passes_on_what_is_there(store: BlobStore) -> None:
+    blob = store.put([b"weights"])
+    damage(store, blob.sha256, b"weighty")
+    with closing(store.reader(blob.sha256)) as reader:
+        assert reader.read(100) == b"weighty"
 
 
 def test_a_damaged_blob_is_never_delivered_as_good(store: BlobStore, tmp_path: Path) -> None:
@@ -127,3 +157,25 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
         assert [path for path in mount.iterdir() if path.name.startswith(".put")] == []
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_release_is_packed_with_the_scales_of_its_neighbour_in_any_store(store: BlobStore, tmp_path: Path) -> None:
+    config = StudentConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=32,
+    )
+    first = pack_weights(Student.random(config, 1), b"{}", store, [[1, 2, 3]], tmp_path)
+    neighbour = first.variants["int8"].sha256
+    second = pack_weights(Student.random(config, 2), b"{}", store, [[1, 2, 3]], tmp_path, neighbour)
+    scales = []
+    for packed in (first, second):
+        store.fetch(packed.variants["int8"].sha256, tmp_path / "int8")
+        scales.append(read_variant(tmp_path / "int8").scales("model.embed_tokens.weight"))
+    assert (scales[1] >= scales[0]).all()
+    assert (scales[1] == scales[0]).any()

@@ -1,162 +1,30 @@
 """Rollouts in the registry, on every database."""
 
 import datetime as dt
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from rollout_fleet import SECOND, Fleet, full
 
-from ebbflow.api.v1 import resources_pb2
 from ebbflow.cloud.registry.changes import revisions
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
-    Agent,
     AgentState,
-    Assignment,
     DeviceState,
-    Distillation,
-    DistillationState,
-    Release,
     ReleaseState,
-    Rollout,
-    RolloutDevice,
     RolloutState,
-    Student,
 )
 from ebbflow.cloud.rollout import store
 from ebbflow.cloud.rollout.phases import Phase
-from ebbflow.cloud.services import desired, installations
+from ebbflow.cloud.rollout.reconcile import RECHECK
+from ebbflow.cloud.services import desired
 from ebbflow.common.errors import EbbflowError, Reason
-
-NOW = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
-SECOND = dt.timedelta(seconds=1)
-CANARY_THEN_ALL = [Phase(share=0.2), Phase(failure_share=0.3, success_share=0.7, min_answers=2)]
-
-
-class Fleet:
-    """A student with releases, its agents, and a clock."""
-
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        self.now = NOW
-
-    def add_student(self, releases: int = 3, selector: str = "") -> None:
-        with self.registry.transaction() as session:
-            session.add(
-                Student(
-                    id="faq",
-                    teacher="/models/teacher",
-                    architecture={},
-                    corpus_sha256="0" * 64,
-                    topics=["a"],
-                    privacy_policy={},
-                    selector=selector,
-                    create_time=NOW,
-                )
-            )
-            session.flush()
-            for number in range(1, releases + 1):
-                self._add_release(session, number, ReleaseState.PUBLISHED)
-
-    def _add_release(self, session: Session, number: int, state: ReleaseState) -> None:
-        job = f"job-{number}"
-        session.add(
-            Distillation(
-                id=job,
-                student_id="faq",
-                state=DistillationState.SUCCEEDED,
-                recipe={},
-                mixture={},
-                base_release=None,
-                round_id=None,
-                create_time=NOW,
-                update_time=NOW,
-            )
-        )
-        session.flush()
-        session.add(
-            Release(student_id="faq", number=number, distillation_id=job, state=state, targets={}, create_time=NOW)
-        )
-
-    def add_agents(self, *agent_ids: str, **fields: Any) -> None:
-        with self.registry.transaction() as session:
-            for agent_id in agent_ids:
-                row: dict[str, Any] = {
-                    "labels": {},
-                    "profile": {},
-                    "state": AgentState.ACTIVE,
-                    "connected": True,
-                    **fields,
-                }
-                session.add(Agent(id=agent_id, create_time=NOW, **row))
-
-    def start(self, number: int, plan: list[Phase] | None = None) -> str:
-        self.now += SECOND
-        with self.registry.transaction() as session:
-            return store.create(session, "faq", number, CANARY_THEN_ALL if plan is None else plan, self.now).id
-
-    def tick(self, later: dt.timedelta = dt.timedelta(0)) -> int:
-        self.now += later
-        return store.tick(self.registry, self.now)
-
-    def verb(self, act: Callable[[Session, str, dt.datetime], Rollout], rollout_id: str) -> None:
-        with self.registry.transaction() as session:
-            act(session, rollout_id, self.now)
-
-    def desired(self) -> dict[str, int | None]:
-        with self.registry.reading() as session:
-            return {row.agent_id: row.desired_number for row in session.scalars(sa.select(Assignment))}
-
-    def wanting(self, number: int) -> list[str]:
-        return sorted(agent for agent, wanted in self.desired().items() if wanted == number)
-
-    def answer(self, agent_id: str, number: int, succeeded: bool = True) -> None:
-        """What an agent does: reads its desired state, then reports."""
-        with self.registry.transaction() as session:
-            store.tell(session, agent_id, self.now)
-        with self.registry.transaction() as session:
-            if succeeded:
-                row = session.get_one(Assignment, (agent_id, "faq"))
-                row.serving_number = number
-            store.answer(session, agent_id, "faq", number, self.now, succeeded=succeeded, reason="PROBE_LOSS")
-
-    def report(self, agent_id: str, number: int) -> None:
-        """The same, through the report that an agent sends."""
-        with self.registry.transaction() as session:
-            store.tell(session, agent_id, self.now)
-        installation = resources_pb2.Installation(
-            student="students/faq",
-            release=f"students/faq/releases/{number}",
-            state=resources_pb2.INSTALLATION_STATE_SERVING,
-        )
-        with self.registry.transaction() as session:
-            installations.report(session, agent_id, installation, self.now)
-
-    def state(self, rollout_id: str) -> RolloutState:
-        with self.registry.reading() as session:
-            return session.get_one(Rollout, rollout_id).state
-
-    def device(self, rollout_id: str, agent_id: str) -> RolloutDevice:
-        with self.registry.reading() as session:
-            return session.get_one(RolloutDevice, (rollout_id, agent_id))
-
-    def finish(self, rollout_id: str, number: int) -> None:
-        for _ in range(3):
-            for agent_id in self.wanting(number):
-                self.answer(agent_id, number)
-            self.tick(SECOND)
-        assert self.state(rollout_id) is RolloutState.SUCCEEDED
 
 
 @pytest.fixture
 def fleet(registry: Registry) -> Fleet:
-    made = Fleet(registry)
-    made.add_student()
-    made.add_agents(*(f"agent-{number}" for number in range(10)))
-    return made
+    return full(registry)
 
 
 def test_a_release_reaches_the_canaries_first_and_then_everybody(fleet: Fleet) -> None:
@@ -225,6 +93,7 @@ def test_a_late_agent_gets_the_last_finished_release(fleet: Fleet) -> None:
     rollout = fleet.start(1)
     fleet.finish(rollout, 1)
     fleet.add_agents("late")
+    fleet.look("late")
     assert fleet.tick() == 1
     assert fleet.desired()["late"] == 1
     fleet.answer("late", 1)
@@ -235,7 +104,7 @@ def test_a_late_agent_waits_for_the_last_phase_with_the_release_before(fleet: Fl
     fleet.finish(fleet.start(1), 1)
     rollout = fleet.start(2)
     fleet.add_agents("late")
-    fleet.tick()
+    fleet.tick(RECHECK)
     assert fleet.desired()["late"] == 1
     assert fleet.device(rollout, "late").phase == 1
     fleet.verb(store.abort, rollout)
@@ -335,3 +204,14 @@ def test_an_agent_that_refused_all_it_was_given_is_told_to_keep_what_it_serves(f
     fleet.tick()
     assert fleet.desired()["refuser"] is None
     assert kept(fleet.registry, "refuser") == [("students/faq", "")]
+
+
+def test_a_late_report_of_the_release_before_does_not_take_the_new_one_back(fleet: Fleet) -> None:
+    fleet.finish(fleet.start(1), 1)
+    fleet.add_agents("slow")
+    fleet.tick(RECHECK)
+    fleet.look("slow")
+    fleet.start(2, [Phase()])
+    assert fleet.desired()["slow"] == 2
+    fleet.report("slow", 1)
+    assert fleet.desired()["slow"] == 2

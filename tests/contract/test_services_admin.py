@@ -31,10 +31,10 @@ from ebbflow.api.v1.release_pb2_grpc import ReleaseServiceStub
 from ebbflow.api.v1.rollout_pb2_grpc import RolloutServiceStub
 from ebbflow.api.v1.round_pb2_grpc import RoundServiceStub
 from ebbflow.api.v1.student_pb2_grpc import StudentServiceStub
-from ebbflow.cloud.blobs.base import CHUNK_BYTES
 from ebbflow.cloud.processes.tick import Ticker
 from ebbflow.cloud.registry.clock import now
 from ebbflow.cloud.registry.tables import Distillation, ReleaseState, Round, RoundState
+from ebbflow.cloud.services.transfer import MOST_CHUNK_BYTES
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import generate_key, make_csr
 from ebbflow.common.identity.peers import Identity
@@ -72,14 +72,14 @@ def student_request(corpus_sha256: bytes, **fields: Any) -> student_pb2.CreateSt
 
 async def test_a_blob_comes_back_whole_in_bounded_chunks_from_any_offset(plane: Plane) -> None:
     operator = plane.admin("operator")
-    data = bytes(range(256)) * 4096
-    stored = await upload(operator, data[:700_000], data[700_000:])
+    data = bytes(range(256)) * 12_000
+    stored = await upload(operator, *(data[begin : begin + 700_000] for begin in range(0, len(data), 700_000)))
     assert stored.size_bytes == len(data)
     for offset in (0, 1, 700_001, len(data)):
         request = artefact_pb2.ReadBlobRequest(sha256=stored.sha256, offset_bytes=offset)
         chunks = [answer.chunk async for answer in ArtefactServiceStub(operator.channel).ReadBlob(request)]
         assert b"".join(chunks) == data[offset:]
-        assert all(len(chunk) <= CHUNK_BYTES for chunk in chunks)
+        assert all(len(chunk) <= MOST_CHUNK_BYTES for chunk in chunks)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from ebbflow.api.v1 import (
     rollout_pb2,
     round_pb2,
     student_pb2,
+    trust_pb2,
 )
 from ebbflow.api.v1.agent_pb2_grpc import AgentServiceStub
 from ebbflow.api.v1.artefact_pb2_grpc import ArtefactServiceStub
@@ -48,6 +49,7 @@ FILES = (
     rollout_pb2,
     round_pb2,
     student_pb2,
+    trust_pb2,
 )
 METHODS: dict[str, MethodDescriptor] = {
     f"/{service.full_name}/{method.name}": method
@@ -55,6 +57,16 @@ METHODS: dict[str, MethodDescriptor] = {
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
+SHAPE = student_pb2.Architecture(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocabulary_size=512,
+    max_position_embeddings=128,
+)
 MAIN = [path for path in METHODS if "EnrolmentService" not in path]
 
 
@@ -203,10 +215,11 @@ async def test_a_fault_of_the_clouds_own_machine_names_no_path(plane: Plane) -> 
     operator = plane.admin("operator")
     sha256 = plane.cloud.blobs.put([b"whole"]).sha256
     (plane.cloud.blobs.folder / sha256[:2] / sha256).write_bytes(b"spoilt")
-    request = artefact_pb2.ReadBlobRequest(sha256=bytes.fromhex(sha256))
+    student = student_pb2.Student(teacher="/models/teacher", corpus_sha256=bytes.fromhex(sha256), architecture=SHAPE)
     with pytest.raises(EbbflowError) as caught:
-        async for _ in ArtefactServiceStub(operator.channel).ReadBlob(request):
-            pass
+        await StudentServiceStub(operator.channel).CreateStudent(
+            student_pb2.CreateStudentRequest(student_id="faq", student=student)
+        )
     assert (caught.value.reason, caught.value.metadata) == (Reason.FILE_CORRUPT, {})
     assert str(plane.cloud.blobs.folder) not in str(caught.value)
 

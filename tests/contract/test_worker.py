@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import sqlalchemy as sa
 import tiny_models
@@ -26,6 +28,7 @@ from ebbflow.cloud.registry import clock, jobs
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Distillation, DistillationState, Release, ReleaseState, Student
 from ebbflow.cloud.release import gate, keys, packing, publish, repository
+from ebbflow.common.codes.artefact import read_variant
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.common.trust.manifest import Manifest
@@ -338,6 +341,61 @@ def test_a_worker_that_stops_gives_its_job_to_the_next_which_ends_alike(
     assert (job.state, job.attempt) == (DistillationState.SUCCEEDED, 2)
     whole, split = release_of(sqlite_registry, 1), release_of(sqlite_registry, 2)
     assert sha256_of(whole, "bf16") == sha256_of(split, "bf16")
+
+
+def scales_of(release: Release, blobs: LocalBlobStore, path: Path) -> npt.NDArray[np.float16]:
+    blobs.fetch(sha256_of(release, "int8"), path)
+    variant = read_variant(path)
+    return np.concatenate([array.ravel() for name, array in variant.tensors.items() if name.endswith(".scales")])
+
+
+def test_a_release_keeps_the_scales_of_the_release_that_it_begins_from(
+    sqlite_registry: Registry, blobs: LocalBlobStore, teacher: Path, tmp_path: Path
+) -> None:
+    add_student(sqlite_registry, blobs, str(teacher))
+    recipe = {"learning_rate": 1e-5}
+    queue(sqlite_registry, "first")
+    queue(sqlite_registry, "with", base_release=1, recipe=recipe)
+    queue(sqlite_registry, "without", recipe=recipe)
+    worker = worker_of(sqlite_registry, blobs, tmp_path)
+    assert all(worker.run_once() for _ in range(3))
+    base, kept, fresh = (scales_of(release_of(sqlite_registry, n), blobs, tmp_path / "int8") for n in (1, 2, 3))
+    assert float((kept == base).mean()) > 0.99
+    assert float((fresh == base).mean()) < 0.6
+
+
+def test_the_neighbour_of_a_release_is_its_base_or_the_newest_published_one(
+    registry: Registry, blobs: LocalBlobStore
+) -> None:
+    add_student(registry, blobs, "teacher")
+    states = [ReleaseState.PUBLISHED, ReleaseState.PUBLISHED, ReleaseState.REVOKED, ReleaseState.PACKED]
+    queue(registry, "job")
+    with registry.transaction() as session:
+        job = session.get_one(Distillation, "job")
+        assert packing.neighbour(session, job) is None
+    for number, state in enumerate(states, 1):
+        queue(registry, f"of{number}")
+        targets = {
+            kind: {"sha256": f"{kind}{number}", "size_bytes": 1, "kind": kind} for kind in ("bf16", "int8", "int4")
+        }
+        with registry.transaction() as session:
+            session.add(
+                Release(
+                    student_id="faq",
+                    number=number,
+                    distillation_id=f"of{number}",
+                    state=state,
+                    targets=targets,
+                    create_time=clock.now(),
+                )
+            )
+    with registry.transaction() as session:
+        job = session.get_one(Distillation, "job")
+        assert packing.neighbour(session, job) == "int82"
+        job.base_release = 1
+        assert packing.neighbour(session, job) == "int81"
+        job.base_release = 4
+        assert packing.neighbour(session, job) == "int84"
 
 
 def test_a_worker_that_was_overtaken_publishes_nothing(

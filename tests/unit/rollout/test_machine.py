@@ -1,60 +1,16 @@
-"""The rollout's decisions: by example, and by the thousand over random histories."""
+"""The rollout's decisions by example; `test_histories` tries them by the thousand."""
 
-import contextlib
 import datetime as dt
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from device_fleet import CANARY_THEN_ALL, NEW, NOW, OLD, SECOND, Fleet
 
 from ebbflow.cloud.registry.tables import DeviceState, RolloutState
-from ebbflow.cloud.rollout import machine, phases
-from ebbflow.cloud.rollout.machine import Device, Rollout
+from ebbflow.cloud.rollout import machine, phases, verbs
 from ebbflow.cloud.rollout.phases import Phase
+from ebbflow.cloud.rollout.state import Device
 from ebbflow.common.errors import EbbflowError, Reason
-
-NOW = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
-SECOND = dt.timedelta(seconds=1)
-OLD, NEW = 1, 2
-
-
-class Fleet:
-    """A rollout over devices, with a clock of its own."""
-
-    def __init__(self, plan: tuple[Phase, ...], agents: int, previous: int | None = OLD) -> None:
-        self.now = NOW
-        self.rollout = Rollout(release_number=NEW, phases=plan)
-        members = phases.freeze([f"agent-{number:03d}" for number in range(agents)], plan)
-        self.devices = {
-            agent: Device(agent_id=agent, phase=phase, previous_number=previous) for agent, phase in members.items()
-        }
-        self.tick()
-
-    def tick(self, later: dt.timedelta = dt.timedelta(0)) -> None:
-        self.now += later
-        self.keep(machine.tick(self.rollout, self.devices.values(), self.now))
-
-    def keep(self, step: machine.Step) -> None:
-        self.rollout = step.rollout
-        self.devices = {device.agent_id: device for device in step.devices}
-
-    def desired(self) -> dict[str, int | None]:
-        return {agent: machine.desired(self.rollout, device) for agent, device in self.devices.items()}
-
-    def wanting(self, number: int) -> list[str]:
-        return [agent for agent, wanted in self.desired().items() if wanted == number]
-
-    def tell(self, agent: str) -> None:
-        self.devices[agent] = machine.tell(self.rollout, self.devices[agent], self.now)
-
-    def answer(self, agent: str, succeeded: bool = True) -> None:
-        self.tell(agent)
-        reason = "" if succeeded else "PROBE_LOSS"
-        self.devices[agent] = machine.answer(self.devices[agent], succeeded, self.now, reason)
-
-
-CANARY_THEN_ALL = (Phase(share=0.1, soak=10 * SECOND), Phase(failure_share=0.2, success_share=0.8, min_answers=3))
 
 
 def test_only_the_canaries_are_told_at_first() -> None:
@@ -94,7 +50,7 @@ def test_one_failed_canary_halts_and_leaves_the_rest_alone() -> None:
     fleet.answer(told[0], succeeded=False)
     fleet.tick()
     assert fleet.rollout.state is RolloutState.HALTED
-    assert "1 of 1" in fleet.rollout.reason
+    assert fleet.rollout.reason == "phase 1: 1 of 1 devices that answered failed"
     assert fleet.wanting(NEW) == []
     fleet.answer(told[0])
     fleet.tick(3600 * SECOND)
@@ -107,7 +63,7 @@ def test_a_device_that_was_told_and_stays_silent_has_failed() -> None:
     fleet.tell(canary)
     fleet.tick(59 * SECOND)
     assert fleet.devices[canary].state is DeviceState.ASSIGNED
-    fleet.devices[canary] = machine.fetching(fleet.devices[canary], fleet.now)
+    fleet.devices[canary] = machine.fetching(fleet.rollout, fleet.devices[canary], fleet.now)
     fleet.tick(59 * SECOND)
     assert fleet.devices[canary].state is DeviceState.ASSIGNED
     fleet.tick(SECOND)
@@ -168,8 +124,9 @@ def test_who_serves_the_release_already_has_succeeded() -> None:
 def test_an_empty_fleet_succeeds_and_serves_whoever_comes_later() -> None:
     fleet = Fleet(CANARY_THEN_ALL, agents=0)
     assert fleet.rollout.state is RolloutState.SUCCEEDED
-    late = Device(agent_id="late", phase=1, previous_number=None)
-    assert machine.desired(fleet.rollout, late) == NEW
+    fleet.devices["late"] = Device(agent_id="late", phase=1, previous_number=None)
+    fleet.tick()
+    assert fleet.wanting(NEW) == ["late"]
 
 
 def test_resuming_a_halt_lets_the_failed_try_again() -> None:
@@ -177,7 +134,7 @@ def test_resuming_a_halt_lets_the_failed_try_again() -> None:
     (canary,) = fleet.wanting(NEW)
     fleet.answer(canary, succeeded=False)
     fleet.tick()
-    fleet.keep(machine.resume(fleet.rollout, fleet.devices.values()))
+    fleet.keep(verbs.resume(fleet.rollout, fleet.devices.values(), fleet.now))
     fleet.tick()
     assert fleet.rollout.state is RolloutState.RUNNING
     assert fleet.wanting(NEW) == [canary]
@@ -187,9 +144,9 @@ def test_a_pause_takes_the_release_back_from_who_was_not_told() -> None:
     fleet = Fleet((Phase(share=0.2), Phase()), agents=10)
     told, untold = fleet.wanting(NEW)
     fleet.tell(told)
-    fleet.rollout = machine.pause(fleet.rollout)
+    fleet.rollout = verbs.pause(fleet.rollout)
     assert fleet.wanting(NEW) == [told]
-    fleet.keep(machine.resume(fleet.rollout, fleet.devices.values()))
+    fleet.keep(verbs.resume(fleet.rollout, fleet.devices.values(), fleet.now))
     assert fleet.wanting(NEW) == sorted([told, untold])
 
 
@@ -198,10 +155,10 @@ def test_abort_sends_everybody_back_and_is_final() -> None:
     for agent in fleet.wanting(NEW):
         fleet.answer(agent)
     fleet.tick()
-    fleet.rollout = machine.abort(fleet.rollout)
+    fleet.rollout = verbs.abort(fleet.rollout)
     fleet.tick()
     assert len(fleet.wanting(OLD)) == 10
-    for verb in (machine.pause, machine.abort, lambda rollout: machine.resume(rollout, ())):
+    for verb in (verbs.pause, verbs.abort, lambda rollout: verbs.resume(rollout, (), NOW)):
         with pytest.raises(EbbflowError) as caught:
             verb(fleet.rollout)
         assert caught.value.reason is Reason.STATE_CONFLICT
@@ -212,7 +169,7 @@ def test_a_superseded_rollout_keeps_what_is_proven() -> None:
     proven, asked = fleet.wanting(NEW)
     fleet.answer(proven)
     fleet.tell(asked)
-    fleet.rollout = machine.supersede(fleet.rollout)
+    fleet.rollout = verbs.supersede(fleet.rollout)
     assert fleet.wanting(NEW) == [proven]
 
 
@@ -226,6 +183,13 @@ def test_a_phase_is_rounded_up_to_at_least_one(share: float, agents: int, wanted
     [
         ((), "phases"),
         ((Phase(share=0.0), Phase()), "phases[0].share"),
+        ((Phase(share=1.5), Phase()), "phases[0].share"),
+        ((Phase(share=0.1, count=3), Phase()), "phases[0].count"),
+        ((Phase(count=-1), Phase()), "phases[0].share"),
+        ((Phase(selector="ring"), Phase()), "selector"),
+        ((Phase(max_probe_rise=-0.1),), "phases[0].max_probe_rise"),
+        ((Phase(max_acceptance_drop=1.0),), "phases[0].max_acceptance_drop"),
+        ((Phase(min_answers=0),), "phases[0].min_answers"),
         ((Phase(success_share=1.5),), "phases[0].success_share"),
         ((Phase(failure_share=1.0),), "phases[0].failure_share"),
         ((Phase(soak=-SECOND),), "phases[0].soak"),
@@ -238,129 +202,35 @@ def test_phases_that_cannot_work_are_refused_by_name(plan: tuple[Phase, ...], fi
     assert caught.value.metadata["field"] == field
 
 
-plans = st.lists(
-    st.builds(
-        Phase,
-        share=st.floats(0.01, 1.0),
-        success_share=st.floats(0.3, 1.0),
-        failure_share=st.floats(0.0, 0.7),
-        min_answers=st.integers(1, 4),
-        soak=st.integers(0, 3).map(lambda s: s * SECOND),
-        silence_limit=st.integers(1, 4).map(lambda s: s * SECOND),
-    ),
-    min_size=1,
-    max_size=4,
-).map(tuple)
-EVENTS = (
-    "tell",
-    "fetch",
-    "succeed",
-    "fail",
-    "leave",
-    "return",
-    "off",
-    "on",
-    "tick",
-    "pause",
-    "resume",
-    "abort",
-    "late",
-)
-events = st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 30)), max_size=60)
-ENDED = {RolloutState.ABORTED, RolloutState.SUPERSEDED, RolloutState.SUCCEEDED}
-
-
-def happen(fleet: Fleet, event: str, choice: int) -> None:
-    """One thing that an agent, a person or time does."""
-    agents = sorted(fleet.devices)
-    agent = agents[choice % len(agents)] if agents else None
-    if event == "tick":
-        fleet.tick(choice % 4 * SECOND)
-    elif event == "late":
-        name = f"late-{len(agents)}"
-        fleet.devices[name] = Device(agent_id=name, phase=len(fleet.rollout.phases) - 1, previous_number=None)
-    elif event in {"pause", "resume", "abort"}:
-        with contextlib.suppress(EbbflowError):  # a verb that does not fit the state
-            if event == "resume":
-                fleet.keep(machine.resume(fleet.rollout, fleet.devices.values()))
-            else:
-                fleet.rollout = getattr(machine, event)(fleet.rollout)
-    elif agent is not None:
-        device = fleet.devices[agent]
-        changes = {
-            "leave": lambda: replace(device, available=False),
-            "return": lambda: replace(device, available=True),
-            "off": lambda: replace(device, connected=False),
-            "on": lambda: replace(device, connected=True),
-            "tell": lambda: machine.tell(fleet.rollout, device, fleet.now),
-            "fetch": lambda: machine.fetching(device, fleet.now),
-            "succeed": lambda: told_answer(fleet, device, True),
-            "fail": lambda: told_answer(fleet, device, False),
-        }
-        fleet.devices[agent] = changes[event]()
-
-
-def told_answer(fleet: Fleet, device: Device, succeeded: bool) -> Device:
-    """A device answers for what it was told only."""
-    if device.state is DeviceState.WAITING or fleet.rollout.state is RolloutState.ABORTED:
-        return device
-    return machine.answer(device, succeeded, fleet.now, "" if succeeded else "PROBE_LOSS")
-
-
-def check_desired(fleet: Fleet) -> None:
-    for agent, wanted in fleet.desired().items():
-        device = fleet.devices[agent]
-        assert wanted in {device.previous_number, NEW}
-        if wanted == NEW and device.state is DeviceState.WAITING:
-            assert device.phase <= fleet.rollout.phase_index
-            assert fleet.rollout.state in machine.HANDING_OUT
-        if fleet.rollout.state is RolloutState.ABORTED:
-            assert wanted == device.previous_number
-        if device.reason == "SILENT":
-            assert device.assign_time is not None
-
-
-def check_evidence(before: Fleet, after: Fleet) -> None:
-    """A phase is left only on success in it, or when there was nobody to try it on."""
-    for index in range(before.rollout.phase_index, after.rollout.phase_index):
-        tried = [d for d in after.devices.values() if d.phase == index and d.state in machine.ANSWERED]
-        untried = [d for d in before.devices.values() if d.available and d.state is DeviceState.WAITING]
-        assert any(d.state is DeviceState.SUCCEEDED for d in tried) or not [d for d in untried if d.phase > index]
-
-
-@settings(max_examples=300, deadline=None)
-@given(plan=plans, agents=st.integers(0, 12), history=events)
-def test_no_history_breaks_the_rules(plan: tuple[Phase, ...], agents: int, history: list[tuple[str, int]]) -> None:
-    fleet = Fleet(plan, agents)
-    for event, choice in history:
-        before, state, index = copy_of(fleet), fleet.rollout.state, fleet.rollout.phase_index
-        happen(fleet, event, choice)
-        check_desired(fleet)
-        check_evidence(before, fleet)
-        assert fleet.rollout.phase_index >= index
-        if state is RolloutState.HALTED and event not in {"resume", "abort"}:
-            assert fleet.rollout.state is RolloutState.HALTED
-        if state in ENDED:
-            assert fleet.rollout.state is state
-        if event == "tick":
-            once = (fleet.rollout, dict(fleet.devices))
-            fleet.tick()
-            assert (fleet.rollout, fleet.devices) == once
-
-
-@settings(max_examples=100, deadline=None)
-@given(plan=plans, agents=st.integers(1, 12))
-def test_a_healthy_fleet_always_gets_its_release(plan: tuple[Phase, ...], agents: int) -> None:
-    fleet = Fleet(plan, agents)
-    for _ in range(200):
-        for agent in fleet.wanting(NEW):
-            fleet.answer(agent)
-        fleet.tick(SECOND)
+def test_a_pinned_device_stays_where_it_is_held() -> None:
+    fleet = Fleet((Phase(),), agents=2)
+    held = replace(fleet.devices["agent-000"], pinned_number=7, available=False)
+    fleet.devices["agent-000"] = held
+    fleet.tell("agent-000")
+    fleet.answer("agent-001")
+    fleet.tick()
+    assert fleet.devices["agent-000"] == held
+    assert fleet.desired() == {"agent-000": 7, "agent-001": NEW}
     assert fleet.rollout.state is RolloutState.SUCCEEDED
-    assert len(fleet.wanting(NEW)) == agents
 
 
-def copy_of(fleet: Fleet) -> Fleet:
-    twin = object.__new__(Fleet)
-    twin.now, twin.rollout, twin.devices = fleet.now, fleet.rollout, dict(fleet.devices)
-    return twin
+@pytest.mark.parametrize("state", [RolloutState.RUNNING, RolloutState.SUCCEEDED, RolloutState.HALTED])
+def test_a_rollout_ends_when_its_release_may_no_longer_be_installed(state: RolloutState) -> None:
+    fleet = Fleet((Phase(),), agents=2)
+    fleet.answer("agent-000")
+    fleet.rollout = replace(fleet.rollout, state=state, allowed=False)
+    assert fleet.wanting(NEW) == []
+    fleet.tick()
+    assert fleet.rollout.state is RolloutState.ABORTED
+    assert fleet.rollout.reason == "release 2 may no longer be installed"
+
+
+def test_the_next_tick_is_due_when_time_alone_changes_something() -> None:
+    fleet = Fleet((Phase(share=0.5, soak=30 * SECOND, silence_limit=60 * SECOND), Phase()), agents=2)
+    assert machine.next_due(fleet.rollout, fleet.devices.values(), fleet.now) is None
+    (canary,) = fleet.wanting(NEW)
+    fleet.tell(canary)
+    assert machine.next_due(fleet.rollout, fleet.devices.values(), fleet.now) == NOW + 60 * SECOND
+    fleet.answer(canary)
+    fleet.tick()
+    assert machine.next_due(fleet.rollout, fleet.devices.values(), fleet.now) == NOW + 30 * SECOND

@@ -5,7 +5,6 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import gammainc
 
 from ebbflow.common.privacy.checks import FALSE_ALARM
 from ebbflow.common.privacy.gaussian import probabilities, tail
@@ -43,6 +42,8 @@ def _truncated(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) ->
 def lower_tail(nulls: Sequence[int], variance: Fraction) -> float:
     """Probability that correct noise is as small as this: exact where sigma is small, chi-square where it is large."""
     square_sum, sigma_squared = sum(value * value for value in nulls), float(variance)
+    from scipy.special import gammainc  # 17 MB that a control plane without feedback need not hold
+
     approximate = float(gammainc(len(nulls) / 2, square_sum / sigma_squared / 2))  # the chi-square law
     if approximate > _SUSPICIOUS or variance >= _CONTINUOUS_FROM:
         return approximate

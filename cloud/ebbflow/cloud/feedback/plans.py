@@ -41,6 +41,11 @@ class PlanSigner:
         """
         return cls(keys.load(path.parent, path.stem))
 
+    @property
+    def key_id(self) -> str:
+        """Id of the key."""
+        return str(self._signer.public_key.keyid)
+
     def sign(self, plan: pb.RoundPlan) -> pb.SignedPlan:
         """Serialises a plan and signs these very bytes."""
         data = plan.SerializeToString(deterministic=True)

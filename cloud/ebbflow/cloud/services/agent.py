@@ -74,7 +74,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         check_profile(request.profile)
         profile = request.profile if request.HasField("profile") else None
         stale, releases = await cloud.read(
-            lambda session: (desired.stale(session, agent_id, profile), desired.state(session, agent_id))
+            lambda session: (desired.stale(session, agent_id, profile, clock.now()), desired.state(session, agent_id))
         )
         if stale:
             await cloud.write(lambda session: desired.refresh(session, agent_id, profile, clock.now()))

@@ -1,12 +1,13 @@
-"""Agents as admins see them: row, assignments and certificates together."""
+"""Agents as admins see them: row, assignments, pins and certificates together."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import fleet_pb2 as pb
-from ebbflow.cloud.registry.tables import Agent, Assignment, Certificate
+from ebbflow.cloud.registry.tables import Agent, Assignment, Certificate, Pin
 from ebbflow.cloud.services.convert import fleet
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
@@ -39,16 +40,21 @@ def message(session: Session, agent_id: str) -> pb.Agent:
 
 
 def messages(session: Session, rows: Sequence[Agent]) -> list[pb.Agent]:
-    """Returns many agents with two queries more than their rows took."""
+    """Returns many agents with three queries more than their rows took."""
     ids = [row.id for row in rows]
-    assignments: dict[str, list[Assignment]] = {}
-    mine = sa.select(Assignment).where(Assignment.agent_id.in_(ids)).order_by(Assignment.student_id)
-    for assignment in session.scalars(mine):
-        assignments.setdefault(assignment.agent_id, []).append(assignment)
+    assignments, pins = defaultdict[str, list[Assignment]](list), defaultdict[str, list[Pin]](list)
+    for assignment in session.scalars(
+        sa.select(Assignment).where(Assignment.agent_id.in_(ids)).order_by(Assignment.student_id)
+    ):
+        assignments[assignment.agent_id].append(assignment)
+    for pin in session.scalars(sa.select(Pin).where(Pin.agent_id.in_(ids)).order_by(Pin.student_id)):
+        pins[pin.agent_id].append(pin)
     newest = (
         sa.select(Certificate.subject, sa.func.max(Certificate.expire_time).label("expire_time"))
         .where(Certificate.subject.in_([names.make("agents", id_) for id_ in ids]), Certificate.revoke_time.is_(None))
         .group_by(Certificate.subject)
     )
     expiry = {found.subject: found.expire_time for found in session.execute(newest)}
-    return [fleet.agent(row, assignments.get(row.id, []), expiry.get(names.make("agents", row.id))) for row in rows]
+    return [
+        fleet.agent(row, assignments[row.id], pins[row.id], expiry.get(names.make("agents", row.id))) for row in rows
+    ]

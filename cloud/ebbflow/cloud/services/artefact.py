@@ -2,32 +2,45 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
-import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import artefact_pb2 as pb
 from ebbflow.api.v1 import artefact_pb2_grpc
-from ebbflow.cloud.blobs.base import CHUNK_BYTES
-from ebbflow.cloud.registry.tables import Assignment, Release, ReleaseState
-from ebbflow.cloud.release import repository
+from ebbflow.cloud.blobs.base import CHUNK_BYTES, Reader
+from ebbflow.cloud.release import neighbours, repository
+from ebbflow.cloud.release.deltas import FORMAT, Found
+from ebbflow.cloud.services import deltas
 from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.cloud.services.transfer import Transfers
 from ebbflow.common.errors import EbbflowError, Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_WRITE_BYTES = 1024 * 1024
+MOST_BASES = 8
 _DIGEST_BYTES = 32
 
 
 class ArtefactService(artefact_pb2_grpc.ArtefactServiceServicer):
-    """See artefact.proto. However large a file and however many readers: one chunk of each is in memory."""
+    """See artefact.proto. However large a file and however many readers: memory stays as it is."""
 
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
+        self._transfers = Transfers(cloud.files)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server that has not started."""
+        artefact_pb2_grpc.add_ArtefactServiceServicer_to_server(self, server)
+        descriptor = pb.DESCRIPTOR.services_by_name["ArtefactService"]
+        # The later registration of a method counts. This one has no serializer: the messages come serialised.
+        read_blob: Any = grpc.unary_stream_rpc_method_handler(
+            self.ReadBlob, request_deserializer=pb.ReadBlobRequest.FromString
+        )
+        server.add_registered_method_handlers(descriptor.full_name, {"ReadBlob": read_blob})
 
     async def ReadMetadata(
         self, request: pb.ReadMetadataRequest, context: Context
@@ -37,18 +50,40 @@ class ArtefactService(artefact_pb2_grpc.ArtefactServiceServicer):
         for begin in range(0, len(content), CHUNK_BYTES):
             yield pb.ReadMetadataResponse(chunk=content[begin : begin + CHUNK_BYTES])
 
-    async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[pb.ReadBlobResponse]:
-        """Streams a blob from an offset; an agent gets the files of its own students' releases only."""
+    async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[Any]:
+        """Streams a blob from an offset as serialised messages; an agent gets those of its own students only.
+
+        Whoever may read is asked once, at the start.
+        """
         cloud, sha256, peer = self._cloud, _digest(request.sha256), current().caller
-        if peer.identity.kind == "agent" and not await cloud.read(lambda s: _is_for(s, peer.identity.id, sha256)):
+        if peer.identity.kind == "agent" and not await cloud.read(
+            lambda session: neighbours.may_read(session, peer.identity.id, sha256)
+        ):
             raise EbbflowError(Reason.BLOB_NOT_FOUND, f"no blob {sha256}", sha256=sha256)
-        size_bytes = await cloud.in_thread(cloud.files, lambda: cloud.blobs.size(sha256))
-        if request.offset_bytes > size_bytes:
+        reader = await cloud.in_thread(cloud.files, lambda: self._open(sha256, request.offset_bytes))
+        async with aclosing(self._transfers.stream(reader, request.max_chunk_bytes)) as messages:
+            async for message in messages:
+                yield message
+
+    def _open(self, sha256: str, offset_bytes: int) -> Reader:
+        blobs = self._cloud.blobs
+        size_bytes = blobs.size(sha256)
+        if offset_bytes > size_bytes:
             message = f"offset_bytes is beyond the blob's {size_bytes} bytes"
             raise EbbflowError(Reason.INVALID_REQUEST, message, field="offset_bytes")
-        chunks = cloud.blobs.open(sha256, request.offset_bytes)
-        while chunk := await cloud.in_thread(cloud.files, lambda: next(chunks, b"")):
-            yield pb.ReadBlobResponse(chunk=chunk)
+        return blobs.reader(sha256, offset_bytes)
+
+    async def FindDeltas(self, request: pb.FindDeltasRequest, context: Context) -> pb.FindDeltasResponse:
+        """Returns the deltas that are ready while the caller has time; an agent gets those of its own students."""
+        cloud, target, peer = self._cloud, _digest(request.target_sha256), current().caller
+        bases = [_digest(base) for base in request.base_sha256]
+        if len(bases) > MOST_BASES:
+            message = f"base_sha256 has at most {MOST_BASES} entries"
+            raise EbbflowError(Reason.INVALID_REQUEST, message, field="base_sha256")
+        agent_id = peer.identity.id if peer.identity.kind == "agent" else None
+        files = await cloud.read(lambda session: neighbours.shelf(session, agent_id))
+        built = await deltas.wait_for(cloud, neighbours.pairs_to(files, target, bases), deltas.time_left_s(context))
+        return pb.FindDeltasResponse(deltas=map(_offer, deltas.useful(built)))
 
     async def WriteBlob(
         self, request_iterator: AsyncIterator[pb.WriteBlobRequest], context: Context
@@ -93,8 +128,10 @@ def _digest(sha256: bytes) -> str:
     return sha256.hex()
 
 
-def _is_for(session: Session, agent_id: str, sha256: str) -> bool:
-    """Whether a blob is a file of a published release of a student that the agent was given."""
-    students = sa.select(Assignment.student_id).where(Assignment.agent_id == agent_id)
-    query = sa.select(Release.targets).where(Release.student_id.in_(students), Release.state == ReleaseState.PUBLISHED)
-    return any(file["sha256"] == sha256 for targets in session.scalars(query) for file in targets.values())
+def _offer(found: Found) -> pb.Delta:
+    return pb.Delta(
+        base_sha256=bytes.fromhex(found.pair.base_sha256),
+        sha256=bytes.fromhex(found.sha256 or ""),
+        size_bytes=found.size_bytes,
+        format=FORMAT,
+    )

@@ -6,7 +6,7 @@ import datetime as dt
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 from securesystemslib.signer import Signer
@@ -18,7 +18,7 @@ from ebbflow.cloud.identity.authority import Authority
 from ebbflow.cloud.processes.settings import CloudSettings
 from ebbflow.cloud.registry import clock
 from ebbflow.cloud.registry.engine import Registry
-from ebbflow.cloud.release import keys
+from ebbflow.cloud.release.deltas import DeltaBuilder
 from ebbflow.cloud.services import audit
 from ebbflow.cloud.services.call import current
 
@@ -57,13 +57,14 @@ class Cloud:
         """Opens everything that the settings name.
 
         Raises:
-            EbbflowError: NOT_INITIALISED, FILE_CORRUPT, DATABASE_UNAVAILABLE, SCHEMA_OUTDATED or SCHEMA_NEWER.
+            EbbflowError: NOT_INITIALISED, KEY_UNUSABLE, FILE_CORRUPT, DATABASE_UNAVAILABLE, SCHEMA_OUTDATED or
+                SCHEMA_NEWER.
         """
         paths = settings.paths
         return cls(
             authority=Authority.load(paths.authority),
-            online_signer=keys.load(paths.keys, "online"),
-            plan_signer=PlanSigner.load(paths.keys / "feedback.pem"),
+            online_signer=settings.signer("online"),
+            plan_signer=PlanSigner(settings.signer("feedback")),
             registry=Registry.open(settings.database_url),
             blobs=settings.blob_store(),
             settings=settings,
@@ -73,6 +74,11 @@ class Cloud:
     def agent_lifetime(self) -> dt.timedelta:
         """How long an agent's certificate works."""
         return dt.timedelta(days=self.settings.agent_certificate_days)
+
+    @cached_property
+    def deltas(self) -> DeltaBuilder:
+        """Builds deltas, one at a time."""
+        return DeltaBuilder(self.registry, self.blobs, self.settings.home / "scratch")
 
     async def read(self, work: Callable[[Session], Result]) -> Result:
         """Runs a reading transaction in a thread."""
@@ -114,4 +120,5 @@ class Cloud:
         self.sql.shutdown()
         self.files.shutdown()
         self.uploads.shutdown()
+        self.deltas.close()
         self.registry.close()

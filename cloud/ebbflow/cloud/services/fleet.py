@@ -16,13 +16,14 @@ from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.changes import bump
 from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, EnrolmentToken
-from ebbflow.cloud.rollout import selector
+from ebbflow.cloud.rollout import pins, selector
 from ebbflow.cloud.services import agents
 from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import fleet
 from ebbflow.cloud.services.convert.common import duration
 from ebbflow.cloud.services.hub import Hub
+from ebbflow.cloud.services.student import find as find_student
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -92,6 +93,25 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
             agent.state, agent.reason, agent.instance_id = AgentState.ACTIVE, "", None
 
         return pb.ReinstateAgentResponse(agent=await self._alter(request.name, reinstate))
+
+    async def PinAgent(self, request: pb.PinAgentRequest, context: Context) -> pb.PinAgentResponse:
+        """Holds an agent on one release, whatever rollouts do."""
+        student_id, number = names.parse_release(request.release)
+
+        def pin(session: Session, agent_id: str, now: dt.datetime) -> None:
+            pins.pin(session, agent_id, student_id, number, request.reason, now)
+
+        return pb.PinAgentResponse(agent=await self._hold(request.name, pin))
+
+    async def UnpinAgent(self, request: pb.UnpinAgentRequest, context: Context) -> pb.UnpinAgentResponse:
+        """Lets rollouts reach an agent again."""
+        student_id = names.parse(request.student, "students")
+
+        def unpin(session: Session, agent_id: str, now: dt.datetime) -> None:
+            find_student(session, student_id)
+            pins.unpin(session, agent_id, student_id, now)
+
+        return pb.UnpinAgentResponse(agent=await self._hold(request.name, unpin))
 
     async def CreateEnrolmentToken(
         self, request: pb.CreateEnrolmentTokenRequest, context: Context
@@ -163,6 +183,19 @@ class FleetService(fleet_pb2_grpc.FleetServiceServicer):
 
         certificate = await cloud.change(work)
         return pb.CreateAdminResponse(certificate_pem=certificate, authority_pem=cloud.authority.certificate_pem)
+
+    async def _hold(self, name: str, hold: Callable[[Session, str, dt.datetime], None]) -> pb.Agent:
+        """Pins or unpins. The agent's row is not locked: rollouts lock their student first, always."""
+        agent_id = names.parse(name, "agents")
+
+        def work(session: Session, now: dt.datetime) -> pb.Agent:
+            agents.find(session, agent_id)
+            hold(session, agent_id, now)
+            return agents.message(session, agent_id)
+
+        answer = await self._cloud.change(work)
+        self._hub.nudge()
+        return answer
 
     async def _alter(self, name: str, alter: Callable[[Session, Agent, dt.datetime], None]) -> pb.Agent:
         agent_id = names.parse(name, "agents")

@@ -11,7 +11,6 @@ import grpc
 
 from ebbflow.api.v1 import (
     agent_pb2_grpc,
-    artefact_pb2_grpc,
     distillation_pb2_grpc,
     enrolment_pb2_grpc,
     feedback_pb2_grpc,
@@ -21,6 +20,7 @@ from ebbflow.api.v1 import (
     rollout_pb2_grpc,
     round_pb2_grpc,
     student_pb2_grpc,
+    trust_pb2_grpc,
 )
 from ebbflow.cloud.identity.server_certificate import ServerCertificate
 from ebbflow.cloud.services.agent import AgentService
@@ -38,6 +38,7 @@ from ebbflow.cloud.services.release import ReleaseService
 from ebbflow.cloud.services.rollout import RolloutService
 from ebbflow.cloud.services.round import RoundService
 from ebbflow.cloud.services.student import StudentService
+from ebbflow.cloud.services.trust import TrustService
 from ebbflow.common.rpc.server import add_health_and_reflection, bind, make_server
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ MAIN_SERVICES = (
     "RolloutService",
     "RoundService",
     "StudentService",
+    "TrustService",
 )
 EVERYWHERE = frozenset({"", "0.0.0.0", "[::]"})  # noqa: S104 - compared with, not bound to
 ENROLMENT_SERVICES = ("EnrolmentService",)
@@ -118,7 +120,7 @@ def build(cloud: Cloud, hub: Hub) -> Listeners:
 
 def _register(server: grpc.aio.Server, cloud: Cloud, hub: Hub) -> None:
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(cloud, hub), server)
-    artefact_pb2_grpc.add_ArtefactServiceServicer_to_server(ArtefactService(cloud), server)
+    ArtefactService(cloud).register(server)
     distillation_pb2_grpc.add_DistillationServiceServicer_to_server(DistillationService(cloud), server)
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackService(cloud), server)
     fleet_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(cloud, hub), server)
@@ -127,6 +129,7 @@ def _register(server: grpc.aio.Server, cloud: Cloud, hub: Hub) -> None:
     rollout_pb2_grpc.add_RolloutServiceServicer_to_server(RolloutService(cloud, hub), server)
     round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(cloud, hub), server)
     student_pb2_grpc.add_StudentServiceServicer_to_server(StudentService(cloud), server)
+    trust_pb2_grpc.add_TrustServiceServicer_to_server(TrustService(cloud), server)
 
 
 def _reachable(listen: str, port: int, hosts: Sequence[str]) -> str:

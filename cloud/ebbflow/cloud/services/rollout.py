@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import sqlalchemy as sa
@@ -10,23 +10,27 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import rollout_pb2 as pb
 from ebbflow.api.v1 import rollout_pb2_grpc
+from ebbflow.cloud.registry import clock
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import Rollout
-from ebbflow.cloud.release import repository, rules
-from ebbflow.cloud.rollout import store, wire
-from ebbflow.cloud.services import watch
+from ebbflow.cloud.rollout import results, signed, store
+from ebbflow.cloud.services import specs, watch
 from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import rollouts
 from ebbflow.cloud.services.hub import Hub
+from ebbflow.cloud.services.student import find as find_student
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 ENDED = frozenset({pb.Rollout.STATE_SUCCEEDED, pb.Rollout.STATE_ABORTED, pb.Rollout.STATE_SUPERSEDED})
+DEFAULT_FAILURE_RATE = 0.05
 _Verb = Callable[[Session, str, dt.datetime], Rollout]
+_Request = pb.CreateRolloutRequest | pb.RollBackRequest
+_Started = TypeVar("_Started", pb.CreateRolloutResponse, pb.RollBackResponse)
 
 
 class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
@@ -37,24 +41,46 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
         self._hub = hub
 
     async def CreateRollout(self, request: pb.CreateRolloutRequest, context: Context) -> pb.CreateRolloutResponse:
-        """Starts one."""
+        """Starts one, or lets it wait for a second person."""
         call = current()
-        student_id, number = names.parse_release(request.rollout.release)
-        plan = [wire.phase_of(phase) for phase in request.rollout.phases]
+        student_id, _ = names.parse_release(request.rollout.release)
 
-        def work(session: Session, now: dt.datetime) -> pb.CreateRolloutResponse:
-            def act() -> pb.CreateRolloutResponse:
-                _check_age(session, student_id, number)
-                row = store.create(session, student_id, number, plan, now)
-                return pb.CreateRolloutResponse(rollout=_message(session, row))
+        def create(session: Session, now: dt.datetime) -> pb.CreateRolloutResponse:
+            spec = specs.of(request.rollout, find_student(session, student_id), call.actor)
+            row = store.create(session, spec, now)
+            signed.require(session, student_id, spec.number)
+            return pb.CreateRolloutResponse(rollout=_message(session, row, now))
 
-            answer = remember(session, call.actor, request.request_id, request, now, act, pb.CreateRolloutResponse)
-            call.resource = answer.rollout.name
-            return answer
+        return await self._once(request, create, pb.CreateRolloutResponse)
 
-        answer = await self._cloud.change(work)
-        self._hub.nudge()
-        return answer
+    async def RollBack(self, request: pb.RollBackRequest, context: Context) -> pb.RollBackResponse:
+        """Brings every device to an earlier release at once."""
+        call, student_id = current(), names.parse(request.student, "students")
+        number = _number_of(request.release, student_id) if request.release else None
+
+        def roll_back(session: Session, now: dt.datetime) -> pb.RollBackResponse:
+            find_student(session, student_id)
+            row = store.roll_back(session, student_id, number, call.actor, now)
+            signed.require(session, student_id, row.release_number)
+            return pb.RollBackResponse(rollout=_message(session, row, now))
+
+        return await self._once(request, roll_back, pb.RollBackResponse)
+
+    async def PreviewRollout(self, request: pb.PreviewRolloutRequest, context: Context) -> pb.PreviewRolloutResponse:
+        """Says what CreateRollout would do."""
+        actor, wanted, rate = current().actor, request.rollout, request.failure_rate or DEFAULT_FAILURE_RATE
+        student_id, _ = names.parse_release(wanted.release)
+        if not 0 < rate < 1:
+            message = "failure_rate is above 0 and below 1"
+            raise EbbflowError(Reason.INVALID_REQUEST, message, field="failure_rate")
+
+        def preview(session: Session) -> pb.PreviewRolloutResponse:
+            spec = specs.of(wanted, find_student(session, student_id), actor)
+            found = store.preview(session, spec, clock.now())
+            signed.require(session, student_id, spec.number)
+            return rollouts.preview(spec, found, rate)
+
+        return await self._cloud.read(preview)
 
     async def GetRollout(self, request: pb.GetRolloutRequest, context: Context) -> pb.GetRolloutResponse:
         """Returns one."""
@@ -70,9 +96,10 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
 
         def work(session: Session) -> pb.ListRolloutsResponse:
             rows, token = page(session, query, keys, request.page_size, request.page_token, descending=True)
-            counts = store.counts(session, [row.id for row in rows])
-            found = [rollouts.rollout(row, counts.get(row.id, {})) for row in rows]
-            return pb.ListRolloutsResponse(rollouts=found, next_page_token=token)
+            now = clock.now()
+            return pb.ListRolloutsResponse(
+                rollouts=[_message(session, row, now) for row in rows], next_page_token=token
+            )
 
         return await self._cloud.read(work)
 
@@ -98,25 +125,60 @@ class RolloutService(rollout_pb2_grpc.RolloutServiceServicer):
         """Ends one; its devices go back to what they had."""
         return pb.AbortRolloutResponse(rollout=await self._act(request.name, store.abort))
 
+    async def ApproveRollout(self, request: pb.ApproveRolloutRequest, context: Context) -> pb.ApproveRolloutResponse:
+        """Lets one begin that waits for a second person."""
+        actor = current().actor
+
+        def approve(session: Session, id_: str, now: dt.datetime) -> Rollout:
+            row = store.approve(session, id_, actor, now)
+            signed.require(session, row.student_id, row.release_number)
+            return row
+
+        return pb.ApproveRolloutResponse(rollout=await self._act(request.name, approve))
+
+    async def RetryRollout(self, request: pb.RetryRolloutRequest, context: Context) -> pb.RetryRolloutResponse:
+        """Gives failed devices another try."""
+        agents = {names.parse(name, "agents") for name in request.agents}
+
+        def retry(session: Session, id_: str, now: dt.datetime) -> Rollout:
+            return store.retry(session, id_, agents, now)
+
+        return pb.RetryRolloutResponse(rollout=await self._act(request.name, retry))
+
     async def _act(self, name: str, verb: _Verb) -> pb.Rollout:
         id_ = names.parse(name, "rollouts")
-        answer = await self._cloud.change(lambda session, now: _message(session, verb(session, id_, now)))
+        answer = await self._cloud.change(lambda session, now: _message(session, verb(session, id_, now), now))
+        self._hub.nudge()
+        return answer
+
+    async def _once(
+        self, request: _Request, act: Callable[[Session, dt.datetime], _Started], kind: type[_Started]
+    ) -> _Started:
+        """Starts a rollout, or returns the one that this very request started before."""
+        call = current()
+
+        def work(session: Session, now: dt.datetime) -> _Started:
+            answer = remember(session, call.actor, request.request_id, request, now, lambda: act(session, now), kind)
+            call.resource = answer.rollout.name
+            return answer
+
+        answer = await self._cloud.change(work)
         self._hub.nudge()
         return answer
 
 
-def _check_age(session: Session, student_id: str, number: int) -> None:
-    """Refuses early what every device would refuse."""
-    least = rules.min_releases(repository.verified_student(session)).get(student_id, 0)
-    if number < least:
-        name = names.release(student_id, number)
-        message = f"the signed metadata forbids {name}: the lowest release is {least}"
-        raise EbbflowError(Reason.RELEASE_TOO_OLD, message, release=name, min_release=least)
+def _number_of(release: str, student_id: str) -> int:
+    of_student, number = names.parse_release(release)
+    if of_student != student_id:
+        message = f"{release} is no release of students/{student_id}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="release")
+    return number
 
 
 def _read(session: Session, id_: str) -> pb.Rollout:
-    return _message(session, store.find(session, id_))
+    return _message(session, store.find(session, id_), clock.now())
 
 
-def _message(session: Session, row: Rollout) -> pb.Rollout:
-    return rollouts.rollout(row, store.counts(session, [row.id]).get(row.id, {}))
+def _message(session: Session, row: Rollout, now: dt.datetime) -> pb.Rollout:
+    session.flush()
+    return rollouts.rollout(row, results.of(session, row, now), now)

@@ -15,6 +15,7 @@ from ebbflow.cloud.registry.locks import exclusive
 from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import Student
 from ebbflow.cloud.rollout import selector
+from ebbflow.cloud.services import specs
 from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import students
@@ -49,6 +50,7 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
             raise EbbflowError(Reason.INVALID_REQUEST, "student.teacher must be said", field="student.teacher")
         shape = complete_architecture(wanted.architecture)
         selector.parse(wanted.selector)
+        rollout_policy = specs.check_policy(wanted.rollout_policy)
         topics, policy = await cloud.in_thread(
             cloud.files, lambda: (self._topics(wanted.corpus_sha256), complete_policy(wanted.privacy_policy))
         )
@@ -66,6 +68,7 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
                 privacy_policy=to_json(policy),
                 selector=wanted.selector,
                 create_time=now,
+                rollout_policy=to_json(rollout_policy),
             )
             session.add(row)
             session.flush()
@@ -94,6 +97,21 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
             lambda session: page(session, sa.select(Student), [Student.id], request.page_size, request.page_token)
         )
         return pb.ListStudentsResponse(students=map(students.student, rows), next_page_token=token)
+
+    async def UpdateRolloutPolicy(
+        self, request: pb.UpdateRolloutPolicyRequest, context: Context
+    ) -> pb.UpdateRolloutPolicyResponse:
+        """Replaces what every later rollout keeps to; those that have begun keep to what they began with."""
+        student_id = names.parse(request.name, "students")
+        policy = specs.check_policy(request.rollout_policy)
+
+        def work(session: Session, _: dt.datetime) -> pb.UpdateRolloutPolicyResponse:
+            row = find(session, student_id)
+            row.rollout_policy = to_json(policy)
+            session.flush()
+            return pb.UpdateRolloutPolicyResponse(student=students.student(row))
+
+        return await self._cloud.change(work)
 
     def _topics(self, sha256: bytes) -> list[str]:
         if len(sha256) != _SHA256_BYTES:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ebbflow.api.v1 import enrolment_pb2, fleet_pb2, resources_pb2
 from ebbflow.cloud.identity.authority import Issued
-from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, EnrolmentToken
+from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, EnrolmentToken, Pin
 from ebbflow.cloud.services.convert.common import from_json, timestamp
 from ebbflow.common import names
 
@@ -16,8 +16,10 @@ STATES = {
 }
 
 
-def agent(row: Agent, assignments: Sequence[Assignment], certificate_expire: dt.datetime | None) -> fleet_pb2.Agent:
-    """An agent with what it last reported."""
+def agent(
+    row: Agent, assignments: Sequence[Assignment], pins: Sequence[Pin], certificate_expire: dt.datetime | None
+) -> fleet_pb2.Agent:
+    """An agent with what it last reported, and what it is held on."""
     return fleet_pb2.Agent(
         name=names.make("agents", row.id),
         state=STATES[row.state],
@@ -33,6 +35,17 @@ def agent(row: Agent, assignments: Sequence[Assignment], certificate_expire: dt.
         certificate_expire_time=timestamp(certificate_expire),
         create_time=timestamp(row.create_time),
         reason=row.reason,
+        pins=map(pin, pins),
+    )
+
+
+def pin(row: Pin) -> fleet_pb2.Pin:
+    """What holds an agent on a release."""
+    return fleet_pb2.Pin(
+        student=names.make("students", row.student_id),
+        release=names.release(row.student_id, row.release_number),
+        reason=row.reason,
+        create_time=timestamp(row.create_time),
     )
 
 

@@ -14,6 +14,8 @@ STATES = {
     ReleaseState.PROPOSED: pb.Release.STATE_PROPOSED,
     ReleaseState.PUBLISHED: pb.Release.STATE_PUBLISHED,
     ReleaseState.REJECTED: pb.Release.STATE_REJECTED,
+    ReleaseState.REVOKED: pb.Release.STATE_REVOKED,
+    ReleaseState.RETIRED: pb.Release.STATE_RETIRED,
 }
 PRECISIONS = {
     "bf16": resources_pb2.PRECISION_BF16,
@@ -21,6 +23,7 @@ PRECISIONS = {
     "int4": resources_pb2.PRECISION_INT4,
 }
 """Kinds of targets that are weights, in the order in which variants are told."""
+KINDS = {precision: kind for kind, precision in PRECISIONS.items()}
 
 
 def release(row: Release) -> pb.Release:

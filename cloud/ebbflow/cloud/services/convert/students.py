@@ -17,4 +17,5 @@ def student(row: Student) -> student_pb2.Student:
         selector=row.selector,
         create_time=timestamp(row.create_time),
         topics=row.topics,
+        rollout_policy=from_json(row.rollout_policy, student_pb2.RolloutPolicy),
     )
