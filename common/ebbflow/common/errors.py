@@ -109,7 +109,9 @@ class Reason(Enum):
     ROUND_CLOSED = Entry(Code.FAILED_PRECONDITION, "Nothing to do: the agent waits for the next round.")
     LEASE_LOST = Entry(Code.ABORTED, "Another worker has taken the job over; this one lets go of it.")
     METADATA_STALE = Entry(Code.ABORTED, "The metadata moved on; the distiller signs again by itself.")
-    APPROVAL_REQUIRED = Entry(Code.FAILED_PRECONDITION, "Another admin than its creator runs `ebbflow rollout approve`.")
+    APPROVAL_REQUIRED = Entry(
+        Code.FAILED_PRECONDITION, "Another admin than its creator runs `ebbflow rollout approve`."
+    )
 
     # Privacy
     BATCH_REFUSED = Entry(

@@ -113,6 +113,7 @@ def run(config: Config = None, state: State = None) -> None:
     """Serves, and follows the cloud, until SIGTERM; also without the network."""
     import asyncio
 
+    from ebbflow.common import allocator
     from ebbflow.edge.agent import runtime
     from ebbflow.edge.agent.endpoints import Endpoints
     from ebbflow.edge.agent.logs import configure
@@ -120,6 +121,7 @@ def run(config: Config = None, state: State = None) -> None:
 
     settings = AgentSettings.load(config, state)
     configure(settings.log_format)
+    allocator.keep_chunks()
 
     def ready(endpoints: Endpoints, agent: str) -> None:
         typer.echo(f"ready agent={agent} http={endpoints.http} grpc={endpoints.grpc}")

@@ -1,5 +1,6 @@
 """Settings: file, environment, and faults that name the field and never the value."""
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,40 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes) -> None
 
 def test_the_key_is_not_shown() -> None:
     assert "s3cret" not in repr(AgentSettings(api_key="s3cret"))  # type: ignore[arg-type]
+
+
+def test_a_limit_and_windows_are_read_with_their_units_and_zone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        'bandwidth_limit = "2MB/s"\ntransfer_windows = ["mon-fri 22:00-06:00"]\ntime_zone = "Europe/Berlin"\n'
+    )
+    monkeypatch.setenv("EBBFLOW_EDGE_BANDWIDTH_LIMIT", "500kbit/s")
+    settings = AgentSettings.load(path)
+    assert settings.bandwidth_limit == 62_500
+    night = dt.datetime(2026, 11, 23, 21, 30, tzinfo=dt.UTC)  # 22:30 in Berlin, a Monday
+    assert settings.windows.is_open(night)
+    assert not settings.windows.is_open(night - dt.timedelta(hours=1))
+    monkeypatch.delenv("EBBFLOW_EDGE_BANDWIDTH_LIMIT")
+    assert (AgentSettings().bandwidth_limit, AgentSettings().windows.windows) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'bandwidth_limit = "2MB"',
+        "bandwidth_limit = 2000000",
+        "bandwidth_limit = true",
+        'transfer_windows = ["22-06"]',
+        'transfer_windows = "22:00-06:00"',
+        'time_zone = "Mars/Olympus"',
+    ],
+)
+def test_a_limit_or_window_that_is_none_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f"{line}\n")
+    with pytest.raises(EbbflowError) as caught:
+        AgentSettings.load(path)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    assert line.split(" ", maxsplit=1)[0] in str(caught.value)

@@ -123,3 +123,16 @@ async def test_a_spread_hint_waits_within_its_spread() -> None:
         await asyncio.sleep(0.02)
         watcher.hint(spread_s=0.05)
         await reach(looks, 1)
+
+
+async def test_a_watcher_wakes_after_just_the_time_that_was_asked_for_or_earlier_when_hinted() -> None:
+    looks, loop = Looks(60), asyncio.get_running_loop()
+    async with watching(looks) as watcher:
+        begin_s = loop.time()
+        watcher.wake_in(0.2)
+        watcher.wake_in(30)  # the earlier one counts
+        await reach(looks, 1)
+        assert loop.time() - begin_s >= 0.2
+        watcher.wake_in(30)
+        watcher.hint()
+        await reach(looks, 2)

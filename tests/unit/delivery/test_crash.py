@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,29 @@ def kill_points(world: World, zygote: Zygote, points: Iterator[int]) -> int:
             break
         killed += 1
     return killed
+
+
+def test_a_device_that_is_killed_in_the_middle_of_a_transfer_goes_on_where_it_was(world: World, zygote: Zygote) -> None:
+    folder = fresh(world)
+
+    def slowly(_: str, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            for begin in range(0, len(chunk), 1 << 12):
+                time.sleep(0.01)
+                yield chunk[begin : begin + (1 << 12)]
+
+    world.faults.answer = slowly
+    status = zygote.install(folder, 3, kill_after_s=1.5)
+    assert status == -signal.SIGKILL
+    there = sum(path.stat().st_size for path in folder.glob("students/faq/partial/*"))
+    assert there > 1 << 14
+    world.faults.answer = None
+    offsets = len(world.faults.offsets)
+    assert world.device("killed").serving() == 2
+    installed = world.device("killed").install(3)
+    assert installed.resumed_bytes == there
+    assert max(world.faults.offsets[offsets:]) == there
+    assert world.device("killed").serving() == 3
 
 
 def test_killed_before_some_of_its_file_operations(world: World, zygote: Zygote) -> None:

@@ -12,8 +12,9 @@ from delivery_device import desired, load_bigram
 from delivery_world import World, a_manifest, weights_of
 
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.trust import roles
 from ebbflow.common.trust.manifest import Manifest, ManifestVariant
-from ebbflow.edge.delivery import install, slots
+from ebbflow.edge.delivery import slots, stage
 from ebbflow.edge.engine.base import Engine
 
 
@@ -201,7 +202,7 @@ def test_too_little_space_is_said_before_the_first_byte(world: World, monkeypatc
     world.device().install(1)
     world.publish(2)
     real = shutil.disk_usage(world.folder)
-    little = Usage(real.total, real.used, install.RESERVE_BYTES + 100_000)
+    little = Usage(real.total, real.used, stage.RESERVE_BYTES + 100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: little)
     before = world.faults.blob_bytes
     error = refused(world, 2)
@@ -326,3 +327,85 @@ def test_students_that_are_no_longer_wanted_are_deleted(world: World) -> None:
     assert not (world.folder / "device" / "students" / "faq").exists()
     assert device.serving() is None
     assert device.serving("other") == 1
+
+
+def two_installed(world: World) -> None:
+    for number in (1, 2):
+        world.publish(number)
+        world.device().install(number)
+
+
+def revoke(world: World, number: int, min_release: int | None = None) -> None:
+    """Serves a list without a release, or with a higher lowest one, and lets the device see it."""
+    student = world.student()
+    if min_release:
+        student.unrecognized_fields[roles.MIN_RELEASE] = {"faq": min_release}
+    else:
+        for path in [path for path in student.targets if path.startswith(f"student/faq/{number}.")]:
+            del student.targets[path]
+    student.version += 1
+    world.forge(student, "distiller", "gate")
+    world.device().trust.refresh()
+
+
+class CrashError(BaseException):
+    """The end of the process."""
+
+
+def crash(_: Path) -> Engine:
+    raise CrashError
+
+
+def crash_at_starts(world: World, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises(CrashError):
+            world.device().installer.start("faq", crash)
+
+
+@pytest.mark.parametrize("min_release", [None, 2])
+def test_a_revoked_release_takes_the_place_of_one_that_crashes_only_when_all_hope_is_gone(
+    world: World, min_release: int | None
+) -> None:
+    two_installed(world)
+    revoke(world, 1, min_release)
+    crash_at_starts(world, slots.MAX_TRIES)
+    assert world.device().serving() == 2
+    crash_at_starts(world, 2 * slots.MAX_TRIES)
+    assert world.device().serving() == 1  # serving itself never stops because of metadata
+
+
+def test_a_release_that_may_return_takes_the_place_of_one_that_crashes_at_once(world: World) -> None:
+    two_installed(world)
+    world.device().trust.refresh()
+    crash_at_starts(world, slots.MAX_TRIES)
+    assert world.device().serving() == 1
+
+
+def test_a_revoked_release_that_serves_goes_on_serving_over_a_restart(world: World) -> None:
+    two_installed(world)
+    revoke(world, 2)
+    assert world.device().serving() == 2
+    assert refused(world, 2).reason is Reason.ARTEFACT_UNTRUSTED
+    assert world.device().serving() == 2
+
+
+def test_a_damaged_release_gives_way_to_a_revoked_one_rather_than_to_nothing(world: World) -> None:
+    two_installed(world)
+    revoke(world, 1)
+    os.truncate(weights(world, "b"), 1000)
+    assert world.device().serving() == 1
+
+
+def test_when_nothing_loads_the_pointer_stays_as_it_was(world: World) -> None:
+    two_installed(world)
+
+    def exhausted(_: Path) -> Engine:
+        raise MemoryError
+
+    pointer = world.folder / "device" / "students" / "faq" / "slots.json"
+    before = pointer.read_bytes()
+    with pytest.raises(EbbflowError) as caught:
+        world.device().installer.start("faq", exhausted)
+    assert caught.value.reason is Reason.OUT_OF_MEMORY
+    assert pointer.read_bytes() == before
+    assert world.device().serving() == 2

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ebbflow.edge.delivery.download import SignedFile
+from ebbflow.edge.delivery.files import SignedFile
 from ebbflow.edge.delivery.slots import FILE_NAMES, Slot, Slots, SlotStore
 
 

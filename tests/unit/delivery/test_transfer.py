@@ -12,8 +12,9 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalEr
 from tuf.ngclient import Updater
 
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.edge.delivery.download import Downloader, Patience, SignedFile
+from ebbflow.edge.delivery.download import Downloader, Patience
 from ebbflow.edge.delivery.fetcher import METADATA_URL, TARGETS_URL, ArtefactFetcher, ArtefactSource
+from ebbflow.edge.delivery.files import SignedFile
 
 SIZE = 2_000_000
 GONE = [0] * 100
@@ -145,7 +146,7 @@ def test_a_slow_disk_is_not_taken_for_a_slow_server(world: World) -> None:
     pieces: list[bytes] = []
     for chunk in source.blob(file.sha256):
         time.sleep(0.3 if len(pieces) < 3 else 0)
-        pieces.append(chunk)
+        pieces.append(bytes(chunk))
     assert hashlib.sha256(b"".join(pieces)).hexdigest() == file.sha256
 
 

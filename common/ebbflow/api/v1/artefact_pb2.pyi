@@ -70,19 +70,23 @@ class ReadBlobRequest(_message.Message):
 
     SHA256_FIELD_NUMBER: _builtins.int
     OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of the whole blob, 32 bytes."""
     offset_bytes: _builtins.int
     """First byte to send."""
+    max_chunk_bytes: _builtins.int
+    """Longest chunk to send; 0 means 1 MiB, and more means no more. A reader that limits its bandwidth asks for short ones."""
     def __init__(
         self,
         *,
         sha256: _builtins.bytes = ...,
         offset_bytes: _builtins.int = ...,
+        max_chunk_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_bytes", b"offset_bytes", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_chunk_bytes", b"max_chunk_bytes", "offset_bytes", b"offset_bytes", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

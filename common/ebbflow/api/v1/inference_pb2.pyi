@@ -7,6 +7,7 @@ from collections import abc as _abc
 from ebbflow.api.v1 import resources_pb2 as _resources_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -296,15 +297,31 @@ class GetModelStatusResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     DISCONNECTED_REASON_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_LIMIT_FIELD_NUMBER: _builtins.int
+    NEXT_WINDOW_TIME_FIELD_NUMBER: _builtins.int
+    FAILED_DELTAS_FIELD_NUMBER: _builtins.int
     connected: _builtins.bool
     """Whether the agent has a live line to the cloud."""
     disconnected_reason: _builtins.str
     """Why there is no line, as a word of the error catalogue, such as "SERVER_UNAVAILABLE" or "AGENT_QUARANTINED". Empty
     while there is one, and before the first attempt.
     """
+    bandwidth_limit: _builtins.int
+    """Most bytes of weights that are fetched in a second; 0 means no limit."""
+    failed_deltas: _builtins.int
+    """Deltas since the agent started that did not lead to the signed file, so that the full one was fetched."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]:
         """One entry for each student on the device."""
+
+    @_builtins.property
+    def transfer(self) -> Global___Transfer:
+        """What is being fetched. Unset while nothing is."""
+
+    @_builtins.property
+    def next_window_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next transfer window opens; unset while one is open, and if none are set."""
 
     def __init__(
         self,
@@ -312,14 +329,79 @@ class GetModelStatusResponse(_message.Message):
         models: _abc.Iterable[Global___ModelStatus] | None = ...,
         connected: _builtins.bool = ...,
         disconnected_reason: _builtins.str = ...,
+        transfer: Global___Transfer | None = ...,
+        bandwidth_limit: _builtins.int = ...,
+        next_window_time: _timestamp_pb2.Timestamp | None = ...,
+        failed_deltas: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_window_time", b"next_window_time", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "disconnected_reason", b"disconnected_reason", "models", b"models"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit", b"bandwidth_limit", "connected", b"connected", "disconnected_reason", b"disconnected_reason", "failed_deltas", b"failed_deltas", "models", b"models", "next_window_time", b"next_window_time", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelStatusResponse: _TypeAlias = GetModelStatusResponse  # noqa: Y015
+
+@_typing.final
+class Transfer(_message.Message):
+    """A file of weights that is on its way to the device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Way:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _WayEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Transfer._Way.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        WAY_UNSPECIFIED: Transfer._Way.ValueType  # 0
+        """Not chosen yet."""
+        WAY_FULL: Transfer._Way.ValueType  # 1
+        """The full file."""
+        WAY_DELTA: Transfer._Way.ValueType  # 2
+        """The difference to a file that the device has."""
+        WAY_DERIVED: Transfer._Way.ValueType  # 3
+        """Nothing is fetched: the file is derived from one in a higher precision."""
+
+    class Way(_Way, metaclass=_WayEnumTypeWrapper):
+        """How weights come to a device."""
+
+    WAY_UNSPECIFIED: Transfer.Way.ValueType  # 0
+    """Not chosen yet."""
+    WAY_FULL: Transfer.Way.ValueType  # 1
+    """The full file."""
+    WAY_DELTA: Transfer.Way.ValueType  # 2
+    """The difference to a file that the device has."""
+    WAY_DERIVED: Transfer.Way.ValueType  # 3
+    """Nothing is fetched: the file is derived from one in a higher precision."""
+
+    RELEASE_FIELD_NUMBER: _builtins.int
+    WAY_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    release: _builtins.str
+    """Release that it belongs to."""
+    way: Global___Transfer.Way.ValueType
+    """How it comes."""
+    size_bytes: _builtins.int
+    """Bytes to fetch; 0 if the file is made from what the device has."""
+    done_bytes: _builtins.int
+    """How many of them are there."""
+    def __init__(
+        self,
+        *,
+        release: _builtins.str = ...,
+        way: Global___Transfer.Way.ValueType = ...,
+        size_bytes: _builtins.int = ...,
+        done_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "release", b"release", "size_bytes", b"size_bytes", "way", b"way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Transfer: _TypeAlias = Transfer  # noqa: Y015
 
 @_typing.final
 class ModelStatus(_message.Message):

@@ -234,7 +234,9 @@ class Installation(_message.Message):
     state: Global___InstallationState.ValueType
     """How far the installation has come."""
     reason: _builtins.str
-    """Why it failed: an UPPER_SNAKE word such as "PROBE_LOSS" or "HASH_MISMATCH". Empty unless FAILED."""
+    """Why it failed, or what holds it up: an UPPER_SNAKE word such as "PROBE_FAILED" or, for one that is FETCHING,
+    "DEADLINE_EXCEEDED". Empty otherwise.
+    """
     probe_loss: _builtins.float
     """The measured loss on the release's probe prompts in nats per token; 0 until the probe has run. Derived from signed
     prompts only, never from a user's requests.

@@ -5,7 +5,7 @@ every other tensor as bfloat16 under its own name. Which matrices are coded foll
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, get_args
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, cast, get_args
 import numpy as np
 
 from ebbflow.common.codes import container, quantise
-from ebbflow.common.codes.container import Array, Entry
+from ebbflow.common.codes.container import CODES, SCALES, Array, Entry
 from ebbflow.common.codes.quantise import Float32
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import atomic
@@ -22,7 +22,6 @@ from ebbflow.common.student.config import StudentConfig
 Precision = Literal["bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FORMAT = "ebbflow.artefact/1"
-CODES, SCALES = ".codes", ".scales"
 
 # Rows are worked on in blocks of about this many weights, so that memory does not grow with the model.
 _BLOCK_WEIGHTS = 1 << 21
@@ -52,19 +51,33 @@ class Variant:
         if not is_coded(shape, self.precision):
             return _checked_bf16(self.tensors[name], name)
         weight_OI = np.empty(shape, np.float32)
-        for begin, end in _blocks(shape):
-            codes_OI, scales_OG = self._codes(name, begin, end)
+        for begin, end in blocks(shape):
+            codes_OI, scales_OG = self.codes(name, begin, end)
             weight_OI[begin:end] = quantise.dequantise(codes_OI, scales_OG)
         return weight_OI
 
-    def _codes(self, name: str, begin: int, end: int) -> tuple[quantise.Int8, quantise.Float16]:
-        """Unpacked codes and scales of some rows."""
+    def scales(self, name: str) -> quantise.Float16:
+        """Returns the scales [O, G] of one coded matrix, by its Hugging Face name.
+
+        Raises:
+            EbbflowError: FILE_CORRUPT if one is negative or not finite.
+        """
+        scales_OG = cast("quantise.Float16", self.tensors[name + SCALES])
+        if not _are_scales(scales_OG):
+            raise _corrupt(name)
+        return scales_OG
+
+    def codes(self, name: str, begin: int, end: int) -> tuple[quantise.Int8, quantise.Float16]:
+        """Returns unpacked codes [O, I] and scales [O, G] of some rows of one coded matrix.
+
+        Raises:
+            EbbflowError: FILE_CORRUPT if it holds numbers that no code stands for.
+        """
         codes_OI, scales_OG = self.tensors[name + CODES][begin:end], self.tensors[name + SCALES][begin:end]
         most = quantise.INT8_MOST
         if self.precision == "int4":
             codes_OI, most = quantise.unpack_nibbles(codes_OI), quantise.INT4_MOST
-        finite = bool(np.isfinite(scales_OG).all()) and not bool(np.signbit(scales_OG).any())
-        if not finite or int(codes_OI.min()) < -most or int(codes_OI.max()) > most:
+        if not _are_scales(scales_OG) or int(codes_OI.min()) < -most or int(codes_OI.max()) > most:
             raise _corrupt(name)
         return codes_OI, scales_OG
 
@@ -74,8 +87,14 @@ def is_coded(shape: tuple[int, ...], precision: Precision) -> bool:
     return precision != "bf16" and quantise.can_code(shape)
 
 
-def write_variant(path: Path, tensors: Mapping[str, Float32], config: StudentConfig, precision: Precision) -> None:
-    """Writes the artefact of one precision, atomically; the same weights give the same bytes.
+def write_variant(
+    path: Path,
+    tensors: Mapping[str, Float32],
+    config: StudentConfig,
+    precision: Precision,
+    kept: Variant | None = None,
+) -> None:
+    """Writes the artefact of one precision, atomically; the same weights and kept scales give the same bytes.
 
     Holds one block of rows beside what `tensors` holds, so a mapping that loads on demand keeps memory flat.
 
@@ -84,25 +103,36 @@ def write_variant(path: Path, tensors: Mapping[str, Float32], config: StudentCon
         tensors: float32 weights by Hugging Face name: all of `config.tensor_shapes()` and no other.
         config: shape of the student.
         precision: "int4" derives its codes from the INT8 codes.
+        kept: INT8 variant of an earlier release whose tensors have the same shapes: its scales are kept where they
+            still reach.
 
     Raises:
-        EbbflowError: WEIGHTS_INVALID if a weight is missing, misshapen, not finite or too large; DISK_FULL.
+        EbbflowError: WEIGHTS_INVALID if a weight is missing, misshapen, not finite or too large; FILE_CORRUPT if
+            `kept` is of another precision or shape, or holds numbers that no scale can be; DISK_FULL.
     """
+    if kept is not None and (kept.precision != "int8" or kept.config.tensor_shapes() != config.tensor_shapes()):
+        raise EbbflowError(Reason.FILE_CORRUPT, "scales can only be kept from an int8 artefact of the same shapes")
     shapes = config.tensor_shapes()
     for name in sorted(shapes.keys() ^ tensors.keys()):
         raise EbbflowError(Reason.WEIGHTS_INVALID, f"tensor {name!r} is {'missing' if name in shapes else 'not known'}")
+    with atomic(path, mode=0o644) as file:
+        file.write(encode_header(config, precision))
+        for name, shape in shapes.items():
+            weight = np.asarray(tensors[name], np.float32)
+            if weight.shape != shape:
+                raise EbbflowError(Reason.WEIGHTS_INVALID, f"{name!r} has shape {weight.shape}, not {shape}")
+            scales_OG = kept.scales(name) if kept and is_coded(shape, precision) else None
+            _write_tensor(file, weight, precision, name, scales_OG)
+
+
+def encode_header(config: StudentConfig, precision: Precision) -> bytes:
+    """Returns the beginning of an artefact, up to its first tensor."""
     metadata = {
         "format": FORMAT,
         "precision": precision,
         "config": json.dumps(config.to_hf(), sort_keys=True, separators=(",", ":")),
     }
-    with atomic(path, mode=0o644) as file:
-        file.write(container.encode_header(_stored(config, precision), metadata))
-        for name, shape in shapes.items():
-            weight = np.asarray(tensors[name], np.float32)
-            if weight.shape != shape:
-                raise EbbflowError(Reason.WEIGHTS_INVALID, f"{name!r} has shape {weight.shape}, not {shape}")
-            _write_tensor(file, weight, precision, name)
+    return container.encode_header(_stored(config, precision), metadata)
 
 
 def read_variant(path: Path) -> Variant:
@@ -157,39 +187,57 @@ def _stored(config: StudentConfig, precision: Precision) -> dict[str, Entry]:
     return entries
 
 
+def _are_scales(scales_OG: Array) -> bool:
+    return bool(np.isfinite(scales_OG).all()) and not bool(np.signbit(scales_OG).any())
+
+
 def _dtype_name(array: Array) -> str:
     return {"u2": "BF16", "f2": "F16", "i1": "I8", "u1": "U8"}[array.dtype.str[1:]]
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+def blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Rows from and to, block by block."""
     step = max(1, _BLOCK_WEIGHTS // max(1, int(np.prod(shape[1:]))))
     return ((begin, min(begin + step, shape[0])) for begin in range(0, shape[0], step))
 
 
-def _write_tensor(file: BinaryIO, weight: Float32, precision: Precision, name: str) -> None:
+def _write_tensor(
+    file: BinaryIO, weight: Float32, precision: Precision, name: str, kept_OG: quantise.Float16 | None
+) -> None:
     try:
         if is_coded(weight.shape, precision):
-            _write_coded(file, weight, precision)
+            quantised = (
+                quantise.quantise_int8(weight[begin:end], None if kept_OG is None else kept_OG[begin:end])
+                for begin, end in blocks(weight.shape)
+            )
+            write_coded(file, quantised, precision)
         else:
-            container.write_blocks(file, (quantise.to_bf16(weight[begin:end]) for begin, end in _blocks(weight.shape)))
+            container.write_blocks(file, (quantise.to_bf16(weight[begin:end]) for begin, end in blocks(weight.shape)))
     except EbbflowError as error:
         if error.reason is Reason.WEIGHTS_INVALID:
             raise EbbflowError(Reason.WEIGHTS_INVALID, f"{name}: {error}", tensor=name) from error
         raise
 
 
-def _write_coded(file: BinaryIO, weight_OI: Float32, precision: Precision) -> None:
-    """Writes all codes, then all scales, which are small enough to be kept meanwhile."""
+def write_coded(
+    file: BinaryIO, quantised: Iterable[tuple[quantise.Int8, quantise.Float16]], precision: Precision
+) -> None:
+    """Writes a matrix of INT8 codes, or the INT4 ones that they give, block by block of rows.
+
+    All codes go first, then all scales, which are small enough to be kept meanwhile.
+
+    Raises:
+        EbbflowError: WEIGHTS_INVALID if a scale is too large for INT4.
+    """
     scales: list[Array] = []
-    for begin, end in _blocks(weight_OI.shape):
-        codes_OI, scales_OG = quantise.quantise_int8(weight_OI[begin:end])
-        stored: Array = codes_OI
+    for codes8_OI, scales8_OG in quantised:
         if precision == "int4":
-            codes_OI, scales_OG = quantise.derive_int4(codes_OI, scales_OG)
-            stored = quantise.pack_nibbles(codes_OI)
-        container.write_blocks(file, [stored])
-        scales.append(scales_OG)
+            codes_OI, scales_OG = quantise.derive_int4(codes8_OI, scales8_OG)
+            container.write_blocks(file, [quantise.pack_nibbles(codes_OI)])
+            scales.append(scales_OG)
+        else:
+            container.write_blocks(file, [codes8_OI])
+            scales.append(scales8_OG)
     container.write_blocks(file, scales)
 
 

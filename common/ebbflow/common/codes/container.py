@@ -18,6 +18,8 @@ from ebbflow.common.errors import EbbflowError, Reason
 
 Array = npt.NDArray[Any]
 
+CODES, SCALES = ".codes", ".scales"
+"""How the names of the two tensors of a coded matrix end."""
 HEADER_MOST_BYTES = 16 << 20
 _ALIGNMENT_BYTES = 64
 _LENGTH_BYTES = 8
@@ -41,7 +43,38 @@ class Entry:
     @property
     def size_bytes(self) -> int:
         """Bytes that it takes."""
-        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * self.item_bytes
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one number."""
+        return _DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies."""
+
+    offset_bytes: int
+    """From the beginning of the file."""
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything is in a file.
+
+    Attributes:
+        prefix: the file's beginning: length and header.
+        places: tensors by name, in the order of their bytes, without gaps.
+        metadata: texts by key.
+        size_bytes: length of the file.
+    """
+
+    prefix: bytes
+    places: dict[str, Place]
+    metadata: dict[str, str]
+    size_bytes: int
 
 
 def encode_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
@@ -62,6 +95,42 @@ def write_blocks(file: BinaryIO, blocks: Iterable[Array]) -> None:
     file.writelines(np.ascontiguousarray(block).data for block in blocks)
 
 
+def parse_prefix(prefix: bytes, size_bytes: int) -> Layout:
+    """Reads length and header of a file of `size_bytes`, trusting nothing of them.
+
+    Raises:
+        ValueError: the header is malformed, or does not account for every byte of the file.
+        RecursionError: the header is nested too deeply.
+    """
+    if int.from_bytes(prefix[:_LENGTH_BYTES], "little") != len(prefix) - _LENGTH_BYTES:
+        raise ValueError("length")
+    entries, metadata = _parse(json.loads(prefix[_LENGTH_BYTES:].decode()), size_bytes - len(prefix))
+    places: dict[str, Place] = {}
+    offset = len(prefix)
+    for name, entry in entries.items():
+        places[name] = Place(offset, entry)
+        offset += entry.size_bytes
+    return Layout(prefix, places, metadata, size_bytes)
+
+
+def read_layout(path: Path) -> Layout:
+    """Reads where everything is in a file, and nothing else of it.
+
+    Raises:
+        EbbflowError: FILE_CORRUPT if it is missing, cut short or malformed.
+    """
+    try:
+        size_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(_LENGTH_BYTES)
+            length = int.from_bytes(start, "little")
+            if length > HEADER_MOST_BYTES or _LENGTH_BYTES + length > size_bytes:
+                raise _corrupt(path)
+            return parse_prefix(start + file.read(length), size_bytes)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _corrupt(path) from error
+
+
 def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Maps a file into memory: read-only arrays by name, and the metadata.
 
@@ -70,24 +139,19 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     Raises:
         EbbflowError: FILE_CORRUPT if it is missing, cut short or malformed.
     """
+    layout = read_layout(path)
     try:
-        size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            begin = _LENGTH_BYTES + length
-            if length > HEADER_MOST_BYTES or begin > size_bytes:
-                raise _corrupt(path)
-            header = json.loads(file.read(length).decode())
-            entries, metadata = _parse(header, size_bytes - begin)
-        data = np.memmap(path, np.uint8, mode="r") if size_bytes > begin else np.zeros(0, np.uint8)
-    except (OSError, ValueError, RecursionError) as error:
+        mapped = layout.size_bytes > len(layout.prefix)
+        data = np.memmap(path, np.uint8, mode="r") if mapped else np.zeros(layout.size_bytes, np.uint8)
+        if data.size != layout.size_bytes:
+            raise _corrupt(path)
+    except (OSError, ValueError) as error:
         raise _corrupt(path) from error
     arrays: dict[str, Array] = {}
-    for name, entry in entries.items():
-        piece = np.asarray(data)[begin : begin + entry.size_bytes]
-        arrays[name] = piece.view(_DTYPES[entry.dtype]).reshape(entry.shape)
-        begin += entry.size_bytes
-    return arrays, metadata
+    for name, place in layout.places.items():
+        piece = np.asarray(data)[place.offset_bytes : place.offset_bytes + place.entry.size_bytes]
+        arrays[name] = piece.view(_DTYPES[place.entry.dtype]).reshape(place.entry.shape)
+    return arrays, layout.metadata
 
 
 def _corrupt(path: Path) -> EbbflowError:

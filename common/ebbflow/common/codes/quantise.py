@@ -19,6 +19,10 @@ INT8_MOST = 127
 INT4_MOST = 7
 WEIGHT_MOST = 458_000.0
 """Largest magnitude of a weight: beyond it the INT4 scale would not fit into float16."""
+SCALE_MOST = np.float16(3610.0)
+"""Largest INT8 scale: 127/7 of it, the INT4 scale, just fits into float16."""
+HEADROOM = 1.06
+"""How much larger than needed a new scale is. Measured: a release of 200 steps at 1e-5 outgrows almost none."""
 
 _SMALLEST_SCALE = np.float16(2.0**-24)
 _INFINITE_BF16 = 0x7F80
@@ -36,10 +40,19 @@ def can_code(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and shape[1] % GROUP == 0  # noqa: PLR2004 - a matrix
 
 
-def quantise_int8(weight_OI: Float32) -> tuple[Int8, Float16]:
+def quantise_int8(weight_OI: Float32, kept_OG: Float16 | None = None) -> tuple[Int8, Float16]:
     """Returns INT8 codes [O, I] and scales [O, G].
 
-    The error of a weight is at most half its group's scale. A group of zeros has scale 0.
+    A new scale is `HEADROOM` times what its group needs, so that the next release can keep it. A kept scale stays
+    unless the group's largest weight lies more than half a step beyond code 127; then the group gets a new one. Scales
+    thus never shrink from release to release, and where they stay, what has not moved keeps its code.
+
+    The error of a weight is at most half its group's scale. For a group with a new scale that is 1/239 of its largest
+    weight; a kept scale may be any multiple of what the group needs. A group of zeros without a kept scale has scale 0.
+
+    Args:
+        weight_OI: the weights.
+        kept_OG: scales of the release before, finite and not negative.
 
     Raises:
         EbbflowError: WEIGHTS_INVALID if a weight is not finite or beyond `WEIGHT_MOST`.
@@ -48,14 +61,20 @@ def quantise_int8(weight_OI: Float32) -> tuple[Int8, Float16]:
     most_OG = np.abs(grouped_OGI).max(axis=2, initial=0.0)
     if not bool((most_OG <= WEIGHT_MOST).all()):  # false for NaN too
         raise EbbflowError(Reason.WEIGHTS_INVALID, f"a weight is not a finite number within ±{WEIGHT_MOST:.0f}")
-    scales_OG = (most_OG / np.float32(INT8_MOST)).astype(np.float16)
+    scales_OG = np.minimum((most_OG * np.float32(HEADROOM / INT8_MOST)).astype(np.float16), SCALE_MOST)
     # Among float16's subnormals rounding may leave a scale too small to reach the largest weight.
-    clipped_OG = scales_OG.astype(np.float32) * np.float32(INT8_MOST + 0.5) < most_OG
-    scales_OG = np.where(clipped_OG, np.nextafter(scales_OG, np.float16(np.inf)), scales_OG)
+    scales_OG = np.where(_clips(scales_OG, most_OG), np.nextafter(scales_OG, np.float16(np.inf)), scales_OG)
+    if kept_OG is not None:
+        scales_OG = np.where(_clips(kept_OG, most_OG), scales_OG, kept_OG)
     divisor_OG = np.maximum(scales_OG, _SMALLEST_SCALE).astype(np.float32)
     codes_OGI = np.rint(grouped_OGI / divisor_OG[:, :, None])
     np.clip(codes_OGI, -INT8_MOST, INT8_MOST, out=codes_OGI)
     return codes_OGI.astype(np.int8).reshape(weight_OI.shape), scales_OG
+
+
+def _clips(scales_OG: Float16, most_OG: Float32) -> npt.NDArray[np.bool_]:
+    """Says where the largest weight of a group is more than half a step beyond the last code."""
+    return scales_OG.astype(np.float32) * np.float32(INT8_MOST + 0.5) < most_OG
 
 
 def derive_int4(codes8_OI: Int8, scales8_OG: Float16) -> tuple[Int8, Float16]:

@@ -52,10 +52,15 @@ class ChannelOptions:
     """Longest wait between attempts to connect."""
     retry: RetryOptions = RetryOptions()
     """When calls are repeated."""
+    read_ahead_bytes: int = 0
+    """Bytes of a call that may arrive before anybody reads them; 0 leaves it to gRPC, which asks for more on a fast
+    link."""
 
     def pairs(self) -> Options:
         """Returns gRPC's channel options."""
+        bounded: Options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", self.read_ahead_bytes)]
         return [
+            *(bounded if self.read_ahead_bytes else []),
             ("grpc.keepalive_time_ms", int(self.keepalive_s * 1000)),
             ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_s * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),

@@ -7,6 +7,7 @@ import grpc
 from ebbflow.api.v1 import agent_pb2_grpc, feedback_pb2_grpc
 from ebbflow.api.v1 import enrolment_pb2 as pb
 from ebbflow.client.channels import channel, sync_channel
+from ebbflow.common.rpc.options import ChannelOptions
 from ebbflow.edge.agent.credentials import CredentialFiles, Credentials
 from ebbflow.edge.delivery.fetcher import ArtefactSource
 
@@ -22,13 +23,19 @@ class Cloud:
         renewed: set whenever the certificate has changed; whoever holds a long stream opens it anew.
     """
 
-    def __init__(self, files: CredentialFiles) -> None:
+    def __init__(self, files: CredentialFiles, read_ahead_bytes: int = 0) -> None:
         """Opens channels, on the running event loop; nothing is sent yet.
+
+        Args:
+            files: who this agent is.
+            read_ahead_bytes: most bytes of an artefact to receive before they are read, for agents that limit their
+                bandwidth; 0 for as many as are fast.
 
         Raises:
             EbbflowError: NOT_ENROLLED or FILE_CORRUPT.
         """
         self._files = files
+        self._artefacts = ChannelOptions(read_ahead_bytes=read_ahead_bytes)
         self.credentials: Credentials = files.load()
         self._open()
         self._old_sync: grpc.Channel | None = None
@@ -38,7 +45,7 @@ class Cloud:
 
     def _open(self) -> None:
         self._channel = channel(self.credentials.cloud)
-        self._sync = sync_channel(self.credentials.cloud)
+        self._sync = sync_channel(self.credentials.cloud, self._artefacts)
         self.agent = agent_pb2_grpc.AgentServiceStub(self._channel)
         self.feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
 

@@ -27,8 +27,10 @@ class Installations:
         reason: str = "",
         probe_loss: float = 0.0,
         fetched_bytes: int = 0,
+        resume_time: dt.datetime | None = None,
+        again: bool = False,
     ) -> None:
-        """Notes what became of a release; what its rollout has heard is not sent again."""
+        """Notes what became of a release; what its rollout has heard is not sent again, unless it is a sign of life."""
         found = pb.Installation(
             student=desired.student,
             release=desired.release,
@@ -38,8 +40,10 @@ class Installations:
             probe_loss=probe_loss,
             fetched_bytes=fetched_bytes,
         )
+        if resume_time is not None:
+            found.resume_time.FromDatetime(resume_time)
         known = self._last.get(found.student)
-        if known and _same(known, found) and self._rollouts[found.student] == desired.rollout:
+        if not again and known and _same(known, found) and self._rollouts[found.student] == desired.rollout:
             return
         self._rollouts[found.student] = desired.rollout
         found.update_time.FromDatetime(self._now())
@@ -71,5 +75,5 @@ class Installations:
 
 
 def _same(one: pb.Installation, other: pb.Installation) -> bool:
-    facts = ("release", "precision", "state", "reason")
+    facts = ("release", "precision", "state", "reason", "resume_time")
     return all(getattr(one, fact) == getattr(other, fact) for fact in facts)

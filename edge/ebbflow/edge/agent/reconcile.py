@@ -1,10 +1,12 @@
 """Makes what is served be what the cloud wants served. The old release serves until the new one has proven itself."""
 
 import asyncio
+import datetime as dt
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -16,7 +18,9 @@ from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.edge.agent.cloud import Cloud
 from ebbflow.edge.agent.installations import Installations
 from ebbflow.edge.agent.profile import PRECISIONS
+from ebbflow.edge.agent.tally import Tally
 from ebbflow.edge.delivery.install import InstalledRelease, Installer
+from ebbflow.edge.delivery.traffic import Brake, Traffic, TransferPausedError
 from ebbflow.edge.engine.base import Engine
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
@@ -36,6 +40,12 @@ NOT_THE_RELEASE = frozenset({
 _MAY_PASS = frozenset({Reason.DISK_FULL, Reason.OUT_OF_MEMORY, Reason.METADATA_EXPIRED, Reason.EXTRA_MISSING})
 
 
+# Bytes came too slowly, or not at all; the cloud hears of it, so that somebody can find out why.
+_HELD_UP = frozenset({Reason.SERVER_UNAVAILABLE, Reason.DEADLINE_EXCEEDED})
+ALIVE_S = 60.0
+"""Seconds between reports of a transfer that goes on: a rollout must not take slow for silent."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Retry:
     """When a release that was refused is tried again, in seconds."""
@@ -47,7 +57,11 @@ class Retry:
 
 
 class Reconciler:
-    """Starts what is installed, and follows the desired state from then on."""
+    """Starts what is installed, and follows the desired state from then on.
+
+    Attributes:
+        wake: called with the seconds after which to look again, if a release waits for its time.
+    """
 
     def __init__(
         self,
@@ -57,12 +71,19 @@ class Reconciler:
         load_engine: LoadEngine,
         profile: pb.DeviceProfile,
         installations: Installations,
+        traffic: Traffic,
+        now: Callable[[], dt.datetime],
         retry: Retry | None = None,
     ) -> None:
-        """Takes the parts that it moves."""
+        """Takes the parts that it moves, what the device allows, and the time, which is aware."""
         self._cloud, self._installer, self._hub = cloud, installer, hub
         self._load_engine, self._profile, self._installations = load_engine, profile, installations
+        self._traffic, self._now = traffic, now
         self._retry = retry or Retry()
+        self._hinted = asyncio.Event()
+        self._fetched = Tally()
+        self._deferred: dict[str, bytes] = {}  # by student: what waits for a window
+        self.wake: Callable[[float], None] = lambda _: None
         self._refused: dict[str, tuple[bytes, float]] = {}  # by student: what, and when to try it again
 
     def start(self) -> None:
@@ -78,41 +99,127 @@ class Reconciler:
             except EbbflowError as error:
                 log.error("release_not_started", student=student_id, reason=error.reason.name, cure=error.cure)
 
+    def hint(self) -> None:
+        """The desired state may have changed: an installation that runs is held against it again."""
+        self._hinted.set()
+
     async def look(self) -> float:
         """Asks for the desired state and brings it about; returns the seconds until the next look.
 
         Raises:
             EbbflowError: why the cloud could not be asked, or could not deliver.
         """
-        request = agent_pb2.GetDesiredStateRequest(profile=self._profile)
-        state = await self._cloud.agent.GetDesiredState(request)
+        state = await self._desired_state()
         await self._remove_others({desired.student for desired in state.releases})
         try:
             for desired in state.releases:
-                await self._follow(desired)
+                await self._follow(desired, float(state.poll_interval_s))
         finally:
             await self._installations.send(self._cloud)
         return float(state.poll_interval_s)
 
-    async def _follow(self, desired: agent_pb2.DesiredRelease) -> None:
+    async def _desired_state(self) -> agent_pb2.GetDesiredStateResponse:
+        self._hinted.clear()  # hints from here on may say more than the answer
+        request = agent_pb2.GetDesiredStateRequest(profile=self._profile)
+        return await self._cloud.agent.GetDesiredState(request)
+
+    async def _follow(self, desired: agent_pb2.DesiredRelease, poll_s: float) -> None:
         if not desired.release:  # the cloud has nothing for this device that it did not refuse: serving goes on
             return
         if self._serves(desired):
             self._installations.note(desired, pb.INSTALLATION_STATE_SERVING)
             return
-        wish = desired.SerializeToString(deterministic=True)
+        wish = _wish_of(desired)
         refused, again_s = self._refused.get(desired.student, (b"", 0.0))
-        if refused == wish and time.monotonic() < again_s:
+        if (refused == wish and time.monotonic() < again_s) or self._waits(desired, wish):
             return
-        if refused != wish:  # a second try is news only by its end
+        if refused != wish and self._traffic.next_window_time() is None:  # a second try is news only by its end
             self._installations.note(desired, pb.INSTALLATION_STATE_FETCHING)
             await self._installations.send(self._cloud)
         try:
-            await asyncio.to_thread(self._install, desired)
+            await self._carry_out(desired, wish, poll_s)
+        except TransferPausedError as pause:
+            self._pause(desired, wish, pause)
         except EbbflowError as error:
+            fetched_bytes = self._fetched.add(desired.student, wish, *_fetched_of(error))
             if error.reason in NOT_THE_RELEASE:
+                if error.reason in _HELD_UP:
+                    self._installations.note(
+                        desired,
+                        pb.INSTALLATION_STATE_FETCHING,
+                        reason=error.reason.name,
+                        fetched_bytes=fetched_bytes,
+                    )
                 raise
-            self._refuse(desired, error, wish)
+            self._refuse(desired, error, wish, fetched_bytes)
+
+    def _waits(self, desired: agent_pb2.DesiredRelease, wish: bytes) -> bool:
+        """Whether it is too early; asks to be woken in time."""
+        now = self._now()
+        due = now
+        if desired.HasField("not_before_time"):
+            due = max(due, desired.not_before_time.ToDatetime(dt.UTC))
+        if self._deferred.get(desired.student) == wish:
+            due = max(due, self._traffic.next_window_time() or due)
+        if due > now:
+            self.wake((due - now).total_seconds())
+        return due > now
+
+    async def _carry_out(self, desired: agent_pb2.DesiredRelease, wish: bytes, poll_s: float) -> None:
+        """Installs in a thread, and pulls the brake as soon as something else is desired or the agent ends."""
+        brake = Brake()
+        running = asyncio.get_running_loop().run_in_executor(None, self._install, desired, wish, brake)
+        running.add_done_callback(lambda done: done.cancelled() or done.exception())
+        done_bytes = 0
+        try:
+            while not running.done():
+                hinted = asyncio.ensure_future(self._hinted.wait())
+                both: set[asyncio.Future[Any]] = {running, hinted}
+                await asyncio.wait(both, timeout=min(poll_s, ALIVE_S), return_when=asyncio.FIRST_COMPLETED)
+                hinted.cancel()
+                if running.done():
+                    break
+                if not await self._is_desired(wish):
+                    brake.pull()
+                done_bytes = await self._say_alive(desired, done_bytes)
+            await running
+        finally:
+            brake.pull()
+
+    async def _say_alive(self, desired: agent_pb2.DesiredRelease, before_bytes: int) -> int:
+        """Reports a transfer that has moved on; returns how far it is."""
+        done_bytes = self._installer.progress.done_bytes
+        if done_bytes > before_bytes:
+            self._installations.note(desired, pb.INSTALLATION_STATE_FETCHING, fetched_bytes=done_bytes, again=True)
+            try:
+                await self._installations.send(self._cloud)
+            except EbbflowError as error:  # it is told later; the transfer does not end for it
+                log.info("progress_not_told", reason=error.reason.name)
+        return done_bytes
+
+    async def _is_desired(self, wish: bytes) -> bool:
+        """Whether the cloud still wants it; it does as long as nobody says otherwise."""
+        try:
+            state = await self._desired_state()
+        except EbbflowError:
+            return True
+        return wish in [_wish_of(desired) for desired in state.releases]
+
+    def _pause(self, desired: agent_pb2.DesiredRelease, wish: bytes, pause: TransferPausedError) -> None:
+        fetched_bytes = self._fetched.add(desired.student, wish, pause.fetched_bytes, pause.resumed_bytes)
+        if pause.braked:
+            log.info("transfer_given_up", release=desired.release, fetched_bytes=fetched_bytes)
+            self.wake(0.0)
+            return
+        self._deferred[desired.student] = wish
+        log.info("transfer_deferred", release=desired.release, resume_time=str(pause.resume_time))
+        self._installations.note(
+            desired,
+            pb.INSTALLATION_STATE_DEFERRED,
+            fetched_bytes=fetched_bytes,
+            resume_time=pause.resume_time,
+        )
+        self._waits(desired, wish)
 
     def _serves(self, desired: agent_pb2.DesiredRelease) -> bool:
         return any(
@@ -120,8 +227,8 @@ class Reconciler:
             for model in self._hub.models()
         )
 
-    def _install(self, desired: agent_pb2.DesiredRelease) -> None:
-        installed, engine = self._installer.install(desired, self._load_engine)
+    def _install(self, desired: agent_pb2.DesiredRelease, wish: bytes, brake: Brake) -> None:
+        installed, engine = self._installer.install(desired, self._load_engine, brake)
         try:
             model = _model(installed, engine)
             self._installer.commit(installed)
@@ -130,18 +237,20 @@ class Reconciler:
             raise
         self._hub.swap(model)
         self._refused.pop(desired.student, None)
+        self._deferred.pop(desired.student, None)
+        fetched_bytes = self._fetched.add(desired.student, wish, installed.fetched_bytes, installed.resumed_bytes)
         log.info(
             "release_serves",
             release=model.release,
             precision=installed.precision,
             engine=engine.name,
-            fetched_bytes=installed.fetched_bytes,
+            fetched_bytes=fetched_bytes,
         )
         self._installations.note(
             desired,
             pb.INSTALLATION_STATE_SERVING,
             probe_loss=installed.probe_loss,
-            fetched_bytes=installed.fetched_bytes,
+            fetched_bytes=fetched_bytes,
         )
 
     def _serve(self, installed: InstalledRelease, engine: Engine) -> None:
@@ -149,7 +258,7 @@ class Reconciler:
         self._hub.swap(model)
         log.info("release_serves", release=model.release, precision=installed.precision, engine=engine.name)
 
-    def _refuse(self, desired: agent_pb2.DesiredRelease, error: EbbflowError, wish: bytes) -> None:
+    def _refuse(self, desired: agent_pb2.DesiredRelease, error: EbbflowError, wish: bytes, fetched_bytes: int) -> None:
         wait_s = self._retry.passing_s if error.reason in _MAY_PASS else self._retry.refused_s
         self._refused[desired.student] = (wish, time.monotonic() + wait_s)
         log.warning("release_refused", release=desired.release, reason=error.reason.name, why=str(error))
@@ -158,7 +267,7 @@ class Reconciler:
             pb.INSTALLATION_STATE_FAILED,
             reason=error.reason.name,
             probe_loss=float(error.metadata.get("probe_loss", 0.0)),
-            fetched_bytes=int(error.metadata.get("fetched_bytes", 0)),
+            fetched_bytes=fetched_bytes,
         )
 
     async def _remove_others(self, wanted: set[str]) -> None:
@@ -169,6 +278,18 @@ class Reconciler:
                 log.info("student_removed", student=model.student)
         ids = [names.parse(student, "students") for student in wanted]
         await asyncio.to_thread(self._installer.retain, ids)
+
+
+def _wish_of(desired: agent_pb2.DesiredRelease) -> bytes:
+    """What is desired, whenever it may begin."""
+    wish = agent_pb2.DesiredRelease()
+    wish.CopyFrom(desired)
+    wish.ClearField("not_before_time")
+    return wish.SerializeToString(deterministic=True)
+
+
+def _fetched_of(error: EbbflowError) -> tuple[int, int]:
+    return int(error.metadata.get("fetched_bytes", 0)), int(error.metadata.get("resumed_bytes", 0))
 
 
 def _model(installed: InstalledRelease, engine: Engine) -> Model:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import structlog
 
-from ebbflow.api.v1 import agent_pb2, inference_pb2_grpc, resources_pb2
+from ebbflow.api.v1 import agent_pb2, inference_pb2, inference_pb2_grpc, resources_pb2
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.rpc.server import add_health_and_reflection, bind, make_server, stop_on_signals
 from ebbflow.edge.agent.cloud import Cloud
@@ -24,10 +24,13 @@ from ebbflow.edge.agent.renewal import Renewal
 from ebbflow.edge.agent.rounds import Rounds
 from ebbflow.edge.agent.settings import AgentSettings
 from ebbflow.edge.agent.telemetry import telemetry
+from ebbflow.edge.agent.transfers import transfers
 from ebbflow.edge.agent.version import agent_version
-from ebbflow.edge.agent.waiting import Pace
+from ebbflow.edge.agent.waiting import Pace, uniform
 from ebbflow.edge.agent.watcher import Watcher
 from ebbflow.edge.delivery.install import Installer
+from ebbflow.edge.delivery.limit import chunk_bytes
+from ebbflow.edge.delivery.traffic import Traffic
 from ebbflow.edge.delivery.trust import TrustClient
 from ebbflow.edge.engine.base import Engine
 from ebbflow.edge.engine.load import load_engine
@@ -45,7 +48,11 @@ _MIB = 2**20
 
 
 class Agent:
-    """All parts of one agent. Made on the running event loop, with the state folder locked."""
+    """All parts of one agent. Made on the running event loop, with the state folder locked.
+
+    Attributes:
+        traffic: when and how fast weights may be fetched.
+    """
 
     def __init__(self, settings: AgentSettings, pace: Pace | None = None) -> None:
         """Opens files, channels and ports; nothing is sent or answered yet.
@@ -55,24 +62,29 @@ class Agent:
         """
         self._settings, folder = settings, settings.folder
         ceiling = ceiling_of(settings)
-        self.cloud = Cloud(CredentialFiles(folder))
+        rate = settings.bandwidth_limit
+        self.cloud = Cloud(CredentialFiles(folder), chunk_bytes(rate) if rate else 0)
         self.store = open_store(settings)
         self.hub = Hub(Limits(running=settings.running, queued=settings.queued))
         trust = TrustClient(folder.trust, self.cloud.credentials.trust_root, self.cloud.source)
         self._clock = trust.clock
-        installer = Installer(folder.releases, trust, self.cloud.source)
+        self.traffic = Traffic(rate, settings.windows, trust.clock.now)
+        self._installer = Installer(folder.releases, trust, self.cloud.source, traffic=self.traffic)
         profile = device_profile(settings)
         self.installations = Installations(trust.clock.now)
         load = partial(_load, settings, profile)
-        self._reconciler = Reconciler(self.cloud, installer, self.hub, load, profile, self.installations)
+        self._reconciler = Reconciler(
+            self.cloud, self._installer, self.hub, load, profile, self.installations, self.traffic, trust.clock.now
+        )
         rounds = Rounds(self.cloud, trust, self.store, self.hub, ceiling)
         self._look = Watcher("desired_state", self._reconciler.look, pace)
+        self._reconciler.wake = self._look.wake_in
         self._rounds = Watcher("plan", rounds.look, pace)
         self._others = [
             Watcher("certificate", Renewal(self.cloud, trust.clock).look, pace),
             Watcher("retention", self._retain, pace),
         ]
-        ears = Ears(desired_state=self._look.hint, plan=self._rounds.hint)
+        ears = Ears(desired_state=self._hint, plan=self._rounds.hint)
         self.link = Link(self.cloud, profile, self._telemetry, ears, trust.clock, pace)
         self._answering = Answering(self.hub, self.store, trust.clock.now)
         self._open_ports()
@@ -108,6 +120,15 @@ class Agent:
     def last_installations(self) -> dict[str, resources_pb2.Installation]:
         """The last installation of each student, by its name."""
         return self.installations.last()
+
+    def transfers(self) -> inference_pb2.GetModelStatusResponse:
+        """What is being fetched, and when and how fast that is allowed."""
+        return transfers(self._installer.progress, self.traffic)
+
+    def _hint(self, spread_s: float) -> None:
+        """Looks within the spread, also while an installation runs."""
+        self._look.hint(spread_s)
+        asyncio.get_running_loop().call_later(uniform(0.0, spread_s), self._reconciler.hint)
 
     async def run(self, stop: asyncio.Event, ready: Callable[[Endpoints], None]) -> None:
         """Serves what is installed at once, then looks for the cloud; drains when `stop` is set.

@@ -2,15 +2,19 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ebbflow.common.codes.artefact import Precision
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.agent.state import StateFolder
+from ebbflow.edge.delivery.limit import parse_rate
+from ebbflow.edge.delivery.windows import Window, Windows, parse_windows, parse_zone
 
+Rate = Annotated[int, BeforeValidator(lambda value: parse_rate(str(value)))]
+"""Bytes a second; written with a unit."""
 DEFAULT_STATE = Path("/var/lib/ebbflow-edge")
 
 
@@ -39,6 +43,14 @@ class AgentSettings(BaseSettings):
     context_tokens: int = Field(default=0, ge=0, description="Longest context; 0 means the student's own.")
     running: int = Field(default=8, ge=1, le=256, description="Requests that are answered at a time, for each student.")
     queued: int = Field(default=64, ge=1, le=10_000, description="Requests that may wait, for each student.")
+    bandwidth_limit: Rate = Field(
+        default=0, description='Most bytes of weights to fetch, such as "2MB/s" or "500kbit/s"; 0 means no limit.'
+    )
+    transfer_windows: tuple[str, ...] = Field(
+        default=(),
+        description='When to fetch weights, such as ["mon-fri 22:00-06:00", "sun 00:00-24:00"]; empty means always.',
+    )
+    time_zone: str = Field(default="UTC", description='Time zone of transfer_windows, such as "Europe/Berlin".')
     retention_days: int = Field(default=30, ge=1, le=365, description="Days that interactions stay on the device.")
     epsilon: float = Field(default=4.0, gt=0, description="Most epsilon to spend for each user and window.")
     delta: float = Field(default=1e-6, gt=0, lt=1, description="Delta that goes with it.")
@@ -50,6 +62,24 @@ class AgentSettings(BaseSettings):
     def folder(self) -> StateFolder:
         """The state folder with its parts."""
         return StateFolder(self.state)
+
+    @property
+    def windows(self) -> Windows:
+        """When weights may be fetched."""
+        return parse_windows(self.transfer_windows, self.time_zone)
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone_is_known(cls, name: str) -> str:
+        parse_zone(name)
+        return name
+
+    @field_validator("transfer_windows")
+    @classmethod
+    def _windows_are_windows(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            Window.parse(text)
+        return texts
 
     @classmethod
     def settings_customise_sources(

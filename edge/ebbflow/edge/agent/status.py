@@ -13,6 +13,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.rpc.errors import from_rpc_error
 from ebbflow.edge.agent.endpoints import Endpoints, running
 from ebbflow.edge.agent.settings import AgentSettings
+from ebbflow.edge.agent.transfers import lines
 
 _TIMEOUT_S = 5.0
 _WIDTH = 140
@@ -52,7 +53,8 @@ def as_table(answer: pb.GetModelStatusResponse) -> str:
     out = StringIO()
     console = Console(file=out, width=_WIDTH)
     console.print(table if answer.models else "No release is installed yet.")
-    console.print(f"Cloud: {_line(answer)}", markup=False)
+    for line in (*lines(answer), f"Cloud: {_line(answer)}"):
+        console.print(line, markup=False)
     return out.getvalue().rstrip()
 
 

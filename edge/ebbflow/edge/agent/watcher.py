@@ -36,6 +36,13 @@ class Watcher:
             self._due_s = due_s
             self._changed.set()
 
+    def wake_in(self, seconds: float) -> None:
+        """Asks for a look after just so many seconds, if none comes before."""
+        due_s = asyncio.get_running_loop().time() + seconds
+        if due_s < self._due_s:
+            self._due_s = due_s
+            self._changed.set()
+
     async def run(self) -> None:
         """Looks for ever. Errors are logged and wait for the next time."""
         while True:

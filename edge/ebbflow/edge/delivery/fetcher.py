@@ -1,7 +1,7 @@
 """Reads metadata and blobs from the cloud, and lets The Update Framework read through it."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,11 +13,16 @@ from tuf.ngclient import FetcherInterface
 from ebbflow.api.v1 import artefact_pb2, artefact_pb2_grpc
 from ebbflow.common.errors import Code, EbbflowError, Reason
 from ebbflow.common.rpc.errors import from_rpc_error
+from ebbflow.edge.delivery.files import SignedFile
+from ebbflow.edge.delivery.frames import Chunk, chunk_of
+from ebbflow.edge.delivery.plan import Offer
 from ebbflow.edge.delivery.watchdog import Watchdog
 
 METADATA_URL = "ebbflow:///metadata/"
 TARGETS_URL = "ebbflow:///targets/"
 
+_DIGEST_BYTES = 32
+_READ_BLOB = "/ebbflow.api.v1.ArtefactService/ReadBlob"
 _LIFE_S = 7 * 86_400.0
 """Deadline of one call. Silence ends a call long before; this only keeps it from outliving the connection's peers."""
 
@@ -41,7 +46,8 @@ class ArtefactSource:
 
     def use(self, channel: grpc.Channel) -> None:
         """Changes to another channel, for example after the certificate was renewed; running calls end on the old."""
-        stub = artefact_pb2_grpc.ArtefactServiceStub(channel)
+        stub: Any = artefact_pb2_grpc.ArtefactServiceStub(channel)
+        stub.ReadBlob = channel.unary_stream(_READ_BLOB, artefact_pb2.ReadBlobRequest.SerializeToString, chunk_of)
         with self._lock:
             self._stub = stub
 
@@ -54,32 +60,62 @@ class ArtefactSource:
         request = artefact_pb2.ReadMetadataRequest(file_name=file_name)
         return self._chunks(lambda stub: stub.ReadMetadata(request, timeout=_LIFE_S))
 
-    def blob(self, sha256: str, offset_bytes: int = 0) -> Generator[bytes, None, None]:
+    def blob(self, sha256: str, offset_bytes: int = 0, max_chunk_bytes: int = 0) -> Generator[Chunk, None, None]:
         """Yields the bytes of a blob from an offset. They are not verified.
 
         Args:
             sha256: name of the blob, hexadecimal.
             offset_bytes: first byte to read.
+            max_chunk_bytes: longest chunk to ask for; 0 leaves it to the server.
 
         Raises:
             EbbflowError: BLOB_NOT_FOUND, SERVER_UNAVAILABLE, DEADLINE_EXCEEDED when the server falls silent.
         """
-        request = artefact_pb2.ReadBlobRequest(sha256=bytes.fromhex(sha256), offset_bytes=offset_bytes)
+        request = artefact_pb2.ReadBlobRequest(
+            sha256=bytes.fromhex(sha256), offset_bytes=offset_bytes, max_chunk_bytes=max_chunk_bytes
+        )
         return self._chunks(lambda stub: stub.ReadBlob(request, timeout=_LIFE_S))
 
-    def _chunks(self, call: Any) -> Generator[bytes, None, None]:
+    def deltas(self, target_sha256: str, base_sha256s: Sequence[str], timeout_s: float) -> list[Offer]:
+        """Asks what leads from files that the device has to one that it wants. Nothing in the answer is verified.
+
+        Args:
+            target_sha256: the wanted file, hexadecimal.
+            base_sha256s: the files to begin from, 8 at most.
+            timeout_s: how long the cloud may take, which builds what is not built yet.
+
+        Raises:
+            EbbflowError: why there is no answer.
+        """
+        request = artefact_pb2.FindDeltasRequest(
+            target_sha256=bytes.fromhex(target_sha256), base_sha256=[bytes.fromhex(base) for base in base_sha256s]
+        )
+        with self._lock:
+            stub = self._stub
+        try:
+            answer = stub.FindDeltas(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return [
+            Offer(delta.base_sha256.hex(), SignedFile(delta.sha256.hex(), delta.size_bytes), delta.format)
+            for delta in answer.deltas
+            if len(delta.sha256) == _DIGEST_BYTES
+        ]
+
+    def _chunks(self, call: Any) -> Generator[Any, None, None]:
         with self._lock:
             stub = self._stub
         answers = call(stub)
         with Watchdog(answers.cancel, self._silence_s) as watchdog:
             try:
                 while True:
-                    with watchdog.waiting():
-                        answer = next(answers, None)
+                    watchdog.wait()
+                    answer = next(answers, None)
                     if answer is None:
                         return
-                    watchdog.feed(len(answer.chunk))
-                    yield answer.chunk
+                    chunk = answer if isinstance(answer, Chunk) else answer.chunk
+                    watchdog.feed(len(chunk))
+                    yield chunk
             except (grpc.RpcError, EbbflowError) as error:
                 if watchdog.barked:
                     message = f"the server sent nothing for {self._silence_s:g} s"
@@ -103,7 +139,7 @@ class ArtefactFetcher(FetcherInterface):
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         if url.startswith(METADATA_URL):
-            chunks = self._source.metadata(urlsplit(url).path.rpartition("/")[2])
+            chunks: Generator[Any, None, None] = self._source.metadata(urlsplit(url).path.rpartition("/")[2])
         else:  # student/faq/<sha256>.3.int8.safetensors: consistent snapshots put the hash before the name
             chunks = self._source.blob(urlsplit(url).path.rpartition("/")[2].partition(".")[0])
         try:

@@ -7,33 +7,26 @@
 Whatever goes wrong before the commit, the old release stays.
 """
 
-import shutil
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ebbflow.api.v1 import agent_pb2, resources_pb2
-from ebbflow.common import names
+from ebbflow.api.v1 import agent_pb2
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.trust import roles
-from ebbflow.common.trust.manifest import MAX_BYTES, Manifest
-from ebbflow.common.trust.targets import path_of
-from ebbflow.edge.delivery.download import Downloader, Patience, SignedFile, verify
+from ebbflow.common.trust.manifest import Manifest
+from ebbflow.edge.delivery.download import Downloader, Patience
 from ebbflow.edge.delivery.fetcher import ArtefactSource
+from ebbflow.edge.delivery.files import verify
+from ebbflow.edge.delivery.obtain import Obtainer
 from ebbflow.edge.delivery.probe import LoadEngine, load, probe
+from ebbflow.edge.delivery.progress import Progress
 from ebbflow.edge.delivery.slots import MAX_TRIES, Slot, Slots, SlotStore
+from ebbflow.edge.delivery.stage import Attempt, Stager
+from ebbflow.edge.delivery.traffic import Brake, Traffic, TransferPausedError
 from ebbflow.edge.delivery.trust import TrustClient
+from ebbflow.edge.delivery.wanted import Wanted, verified
 from ebbflow.edge.engine.base import Engine
-
-RESERVE_BYTES = 32 << 20
-"""Disk space that an installation leaves alone, for the agent's own records."""
-
-_PRECISIONS = {
-    resources_pb2.PRECISION_BF16: "bf16",
-    resources_pb2.PRECISION_INT8: "int8",
-    resources_pb2.PRECISION_INT4: "int4",
-}
 
 
 @dataclass(frozen=True)
@@ -49,53 +42,65 @@ class InstalledRelease:
     weights_path: Path
     fetched_bytes: int = 0
     """Bytes that came over the network for this installation."""
+    resumed_bytes: int = 0
+    """Bytes of it that had come before, in attempts that were cut."""
     probe_loss: float = 0.0
     """Measured loss on the probe in nats per token; 0 if it was not measured."""
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    student_id: str
-    number: int
-    precision: str
-    rollout: str
-    files: dict[str, SignedFile]
-
-
 class Installer:
-    """Installs and starts releases. Thread-safe: one installation at a time, started releases are not in its way."""
+    """Installs and starts releases. Thread-safe: one installation at a time, started releases are not in its way.
+
+    Attributes:
+        progress: what is being fetched, for other threads to read.
+    """
 
     def __init__(
-        self, folder: Path, trust: TrustClient, source: ArtefactSource, patience: Patience | None = None
+        self,
+        folder: Path,
+        trust: TrustClient,
+        source: ArtefactSource,
+        patience: Patience | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
-        """Uses `folder` for slots and partial files."""
-        self._store = SlotStore(folder)
+        """Uses `folder` for slots and partial files; `traffic` says when and how fast to fetch."""
+        self._store, self.progress = SlotStore(folder), Progress()
         self._trust, self._source, self._patience = trust, source, patience
+        self._traffic = traffic or Traffic()
+        self._stager = Stager(self._store, Obtainer(source, self._store, trust, self.progress), self._traffic)
         self._lock = threading.RLock()
 
-    def install(self, desired: agent_pb2.DesiredRelease, load_engine: LoadEngine) -> tuple[InstalledRelease, Engine]:
+    def install(
+        self, desired: agent_pb2.DesiredRelease, load_engine: LoadEngine, brake: Brake | None = None
+    ) -> tuple[InstalledRelease, Engine]:
         """Fetches, verifies, loads and probes a release. The caller swaps the engine in and then calls `commit`.
 
         Args:
             desired: what the cloud assigned.
             load_engine: loads weights into an engine.
+            brake: lets another thread stop the transfer.
 
         Raises:
             EbbflowError: METADATA_EXPIRED, ARTEFACT_UNTRUSTED, RELEASE_TOO_OLD, DISK_FULL, FILE_CORRUPT, PROBE_FAILED,
                 OUT_OF_MEMORY, EXTRA_MISSING, or why the cloud could not be asked. `metadata["fetched_bytes"]` says how
-                many bytes were fetched, `metadata["probe_loss"]` the measured loss if there is one.
+                many bytes were fetched, `metadata["resumed_bytes"]` how many had come before, `metadata["probe_loss"]`
+                the measured loss if there is one.
+            TransferPausedError: no transfer window is open, or the brake was pulled; call again to go on.
         """
         with self._lock:
-            downloader = None
+            attempt = None
             try:
-                wanted = self._verified(desired)
-                partials = self._store.home(wanted.student_id) / "partial"
-                downloader = Downloader(self._source, partials, self._patience)
-                installed, engine = self._again(wanted, load_engine) or self._anew(wanted, downloader, load_engine)
-            except EbbflowError as error:
-                error.metadata["fetched_bytes"] = str(downloader.fetched_bytes if downloader else 0)
+                wanted = verified(self._trust, desired)
+                attempt = self._attempt(wanted, brake or Brake())
+                installed, engine = self._again(wanted, load_engine) or self._anew(attempt, load_engine)
+            except (EbbflowError, TransferPausedError) as error:
+                _tell(error, attempt)
                 raise
-            return replace(installed, fetched_bytes=downloader.fetched_bytes), engine
+            finally:
+                self.progress.end()
+            return replace(
+                installed, fetched_bytes=attempt.downloader.fetched_bytes, resumed_bytes=attempt.resumed_bytes
+            ), engine
 
     def commit(self, installed: InstalledRelease) -> None:
         """Makes an installed release the one that serves, also after a restart. The one before stays as a fallback.
@@ -123,7 +128,7 @@ class Installer:
         """Loads the release that serves, at the start of the process and without the network.
 
         Its files are hashed first. If they are damaged, or loading fails or has ended the process too often, the
-        release before it takes its place.
+        release before it takes its place; one that was revoked or is too old only if there is no other way to serve.
 
         Returns:
             The release and its engine, or None if the student was never installed.
@@ -136,14 +141,14 @@ class Installer:
             slots = self._store.read(student_id)
             if not slots.current:
                 return None
-            if slots.starts >= MAX_TRIES and slots.previous and self._usable(student_id, slots.previous):
-                slots = slots.fallen_back()
-            try:
-                return self._load(student_id, slots, load_engine)
-            except EbbflowError:
-                if not slots.previous or not self._usable(student_id, slots.previous):
-                    raise
-                return self._load(student_id, slots.fallen_back(), load_engine)
+            problem = None
+            for choice in self._choices(student_id, slots):
+                try:
+                    return self._load(student_id, choice, load_engine)
+                except EbbflowError as error:
+                    problem = problem or error
+            self._store.write(student_id, slots)
+            raise problem or EbbflowError(Reason.FILE_CORRUPT, f"{student_id} has no release")
 
     def current(self, student_id: str) -> InstalledRelease | None:
         """Returns the committed release, or None. Only its manifest is verified."""
@@ -165,30 +170,15 @@ class Installer:
                 self._store.remove(student_id)
             return removed
 
-    def _verified(self, desired: agent_pb2.DesiredRelease) -> _Wanted:
-        """Says which files to install, as far as the signed metadata stands behind them."""
-        student_id = names.parse(desired.student, "students")
-        of, number = names.parse_release(desired.release)
-        precision = _PRECISIONS.get(desired.precision)
-        if of != student_id or precision is None:
-            raise EbbflowError(Reason.INVALID_REQUEST, f"{desired.release[:80]} is no release to install")
-        self._trust.refresh()
-        lowest = self._trust.min_release(student_id)
-        if number < lowest:
-            message = f"release {number} of {student_id} is below {lowest}, the lowest that may be installed"
-            raise EbbflowError(Reason.RELEASE_TOO_OLD, message, release=number, min_release=lowest)
-        kinds = {"manifest": "manifest", "tokenizer": "tokenizer", "weights": precision}
-        files = {what: self._signed_file(student_id, number, kind) for what, kind in kinds.items()}
-        return _Wanted(student_id, number, precision, desired.rollout, files)
+    def _attempt(self, wanted: Wanted, brake: Brake) -> Attempt:
+        self.progress.begin(wanted.student_id, wanted.number)
+        partials = self._store.home(wanted.student_id) / "partial"
+        downloader = Downloader(
+            self._source, partials, self._patience, traffic=self._traffic, brake=brake, progress=self.progress
+        )
+        return Attempt(wanted, downloader, brake)
 
-    def _signed_file(self, student_id: str, number: int, kind: str) -> SignedFile:
-        path = path_of(student_id, number, kind)
-        target = self._trust.target(path)
-        if target.custom != roles.custom(student_id, number, kind) or set(target.hashes) != {"sha256"}:
-            raise EbbflowError(Reason.ARTEFACT_UNTRUSTED, f"{path} is signed as another file", target=path)
-        return SignedFile(target.hashes["sha256"], target.length)
-
-    def _again(self, wanted: _Wanted, load_engine: LoadEngine) -> tuple[InstalledRelease, Engine] | None:
+    def _again(self, wanted: Wanted, load_engine: LoadEngine) -> tuple[InstalledRelease, Engine] | None:
         """Loads what is wanted if it is what serves already."""
         slots = self._store.read(wanted.student_id)
         slot = slots.current
@@ -202,38 +192,12 @@ class Installer:
             self._load(wanted.student_id, slots, load_engine) if self._store.intact(wanted.student_id, slot) else None
         )
 
-    def _anew(
-        self, wanted: _Wanted, downloader: Downloader, load_engine: LoadEngine
-    ) -> tuple[InstalledRelease, Engine]:
-        slot = self._stage(wanted, downloader)
-        return self._try(wanted, slot, load_engine)
+    def _anew(self, attempt: Attempt, load_engine: LoadEngine) -> tuple[InstalledRelease, Engine]:
+        student_id = attempt.wanted.student_id
+        slot = self._stager.fill(attempt, lambda slot: self._installed(student_id, slot))
+        return self._try(attempt.wanted, slot, load_engine)
 
-    def _stage(self, wanted: _Wanted, downloader: Downloader) -> Slot:
-        """Fills the free slot."""
-        slots = self._store.read(wanted.student_id)
-        slot = Slot(slots.free, wanted.number, wanted.precision, wanted.rollout, wanted.files)
-        if slots.pending == slot and slots.tries >= MAX_TRIES:
-            message = f"release {wanted.number} of {wanted.student_id} ended the agent {slots.tries} times on loading"
-            raise EbbflowError(Reason.PROBE_FAILED, message)
-        self._check_space(wanted.student_id, slot, downloader)
-        self._store.write(wanted.student_id, slots.cleared(slot))
-        self._store.tidy(wanted.student_id, slot)
-        downloader.keep_only(wanted.files.values())
-        for what in ("manifest", "tokenizer", "weights"):
-            self._fill(wanted, slot, what, downloader)
-        self._store.write(wanted.student_id, slots.cleared(slot).staged(slot))
-        return slot
-
-    def _fill(self, wanted: _Wanted, slot: Slot, what: str, downloader: Downloader) -> None:
-        file, path = wanted.files[what], self._store.path(wanted.student_id, slot, what)
-        if what == "manifest" and file.size_bytes > MAX_BYTES:
-            raise EbbflowError(Reason.FILE_CORRUPT, f"the manifest is longer than {MAX_BYTES} bytes")
-        if not path.exists() and not self._store.adopt(wanted.student_id, file, path):
-            downloader.download(file, path)
-        if what == "manifest":
-            self._installed(wanted.student_id, slot)
-
-    def _try(self, wanted: _Wanted, slot: Slot, load_engine: LoadEngine) -> tuple[InstalledRelease, Engine]:
+    def _try(self, wanted: Wanted, slot: Slot, load_engine: LoadEngine) -> tuple[InstalledRelease, Engine]:
         """Loads and probes what is staged; counted before, so that a crash counts too."""
         slots = self._store.read(wanted.student_id).trying()
         self._store.write(wanted.student_id, slots)
@@ -277,13 +241,14 @@ class Installer:
             weights_path=self._store.path(student_id, slot, "weights"),
         )
 
-    def _usable(self, student_id: str, slot: Slot) -> bool:
-        """Whether a fallback is whole and not below what the metadata, as verified last, allows."""
-        try:
-            lowest = self._trust.min_release(student_id)
-        except EbbflowError:
-            lowest = 1
-        return slot.release >= lowest and self._store.intact(student_id, slot)
+    def _choices(self, student_id: str, slots: Slots) -> list[Slots]:
+        """What to try at a start, best first."""
+        if not slots.previous:
+            return [slots]
+        may_return = self._trust.may_return(student_id, slots.previous.release)
+        if slots.starts < (MAX_TRIES if may_return else 2 * MAX_TRIES):
+            return [slots, slots.fallen_back()]
+        return [slots.fallen_back(), slots]
 
     def _describes(self, slot: Slot, installed: InstalledRelease) -> bool:
         weights_path = self._store.path(installed.student, slot, "weights")
@@ -293,15 +258,11 @@ class Installer:
             installed.weights_path,
         )
 
-    def _check_space(self, student_id: str, slot: Slot, downloader: Downloader) -> None:
-        """Refuses before the first byte what would fill the disk."""
-        paths = {what: self._store.path(student_id, slot, what) for what in slot.files}
-        held = {what: path.stat().st_size if path.exists() else 0 for what, path in paths.items()}
-        needed = freed = 0
-        for what, file in slot.files.items():
-            if held[what] != file.size_bytes:
-                needed, freed = needed + downloader.missing_bytes(file), freed + held[what]
-        free = shutil.disk_usage(self._store.home(student_id)).free
-        if needed and needed + RESERVE_BYTES > free + freed:
-            message = f"the release needs {needed} bytes beside {RESERVE_BYTES} in reserve; {free + freed} are free"
-            raise EbbflowError(Reason.DISK_FULL, message, needed_bytes=needed, free_bytes=free + freed)
+
+def _tell(error: EbbflowError | TransferPausedError, attempt: Attempt | None) -> None:
+    """Adds to an error what came over the network."""
+    fetched, resumed = (attempt.downloader.fetched_bytes, attempt.resumed_bytes) if attempt else (0, 0)
+    if isinstance(error, TransferPausedError):
+        error.fetched_bytes, error.resumed_bytes = fetched, resumed
+    else:
+        error.metadata |= {"fetched_bytes": str(fetched), "resumed_bytes": str(resumed)}

@@ -18,7 +18,7 @@ from typing import Any
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import full_disk_named, sync_folder, write_atomic
 from ebbflow.common.names import check_id
-from ebbflow.edge.delivery.download import SignedFile, verify
+from ebbflow.edge.delivery.files import SignedFile, verify
 
 MAX_TRIES = 3
 """How often a release may end the process while it is being loaded before it is given up."""
@@ -140,27 +140,47 @@ class SlotStore:
         """Whether every file of a slot still has its hash. Reads them all."""
         return all(verify(self.path(student_id, slot, what), file) for what, file in slot.files.items())
 
-    def tidy(self, student_id: str, slot: Slot) -> None:
-        """Makes the folder of a slot, and deletes what does not belong to it and what crashes have left behind."""
+    def find(self, student_id: str, slot: Slot, slots: Slots) -> dict[str, Path]:
+        """Says which files of a slot are on the device already, in this slot or in the other. Hashes what may be one.
+
+        Args:
+            student_id: the student.
+            slot: what is wanted in it.
+            slots: the pointer; a file that it names as another one is not read.
+        """
+        known = {
+            self.path(student_id, named, what): file
+            for named in (slots.previous, slots.pending, slots.current)
+            if named
+            for what, file in named.files.items()
+        }
+        found = {}
+        for what, file in slot.files.items():
+            for name in (slot.name, "b" if slot.name == "a" else "a"):
+                path = self.folder / student_id / name / FILE_NAMES[what]
+                if known.get(path, file) == file and verify(path, file):
+                    found[what] = path
+                    break
+        return found
+
+    def tidy(self, student_id: str, slot: Slot, found: Mapping[str, Path]) -> None:
+        """Makes the folder of a slot, and deletes what does not belong there and what crashes have left behind."""
         for left in self.home(student_id).glob(".slots.json.*"):
             left.unlink(missing_ok=True)
         folder = self.home(student_id) / slot.name
         folder.mkdir(exist_ok=True, mode=0o700)
         for path in folder.iterdir():
-            what = next((what for what, name in FILE_NAMES.items() if name == path.name), "")
-            if not what or not verify(path, slot.files[what]):
+            if path not in found.values():
                 path.unlink()
 
-    def adopt(self, student_id: str, file: SignedFile, path: Path) -> bool:
-        """Puts a file that another slot already holds at `path`, without copying where the file system allows that."""
-        for name in ("a", "b"):
-            for file_name in FILE_NAMES.values():
-                source = self.folder / student_id / name / file_name
-                if source != path and verify(source, file):
-                    with full_disk_named(path):
-                        _link(source, path)
-                    return True
-        return False
+    def adopt(self, source: Path, path: Path) -> None:
+        """Puts a file of the other slot at `path`, without copying where the file system allows that.
+
+        Raises:
+            EbbflowError: DISK_FULL.
+        """
+        with full_disk_named(path):
+            _link(source, path)
 
     def remove(self, student_id: str) -> None:
         """Deletes everything of a student; the pointer goes first."""

@@ -19,6 +19,7 @@ from tuf.ngclient import Updater
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import full_disk_named
 from ebbflow.common.trust import roles
+from ebbflow.common.trust.targets import manifest_path
 from ebbflow.edge.delivery.clock import TrustClock
 from ebbflow.edge.delivery.fetcher import METADATA_URL, TARGETS_URL, ArtefactFetcher, ArtefactSource
 
@@ -84,6 +85,18 @@ class TrustClient:
         student = self._cached(roles.STUDENT, self._cached(roles.TARGETS, self._newest_root()))
         numbers = student.unrecognized_fields.get(roles.MIN_RELEASE, {})
         return int(numbers.get(student_id, 1))
+
+    def may_return(self, student_id: str, number: int) -> bool:
+        """Whether a release that this device served before may serve again: listed and not too old, as verified last.
+
+        Without any verified metadata it may.
+        """
+        try:
+            student = self._cached(roles.STUDENT, self._cached(roles.TARGETS, self._newest_root()))
+        except EbbflowError:
+            return True
+        lowest = int(student.unrecognized_fields.get(roles.MIN_RELEASE, {}).get(student_id, 1))
+        return number >= lowest and manifest_path(student_id, number) in student.targets
 
     def feedback_keys(self) -> dict[str, Key]:
         """Keys that may sign plans of rounds, by key id, as verified last.

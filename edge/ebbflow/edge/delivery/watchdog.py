@@ -2,26 +2,27 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 
 PROGRESS_BYTES = 1024
 """What counts as progress: a server that trickles less than this in a silence is as good as silent."""
+_LOOKS = 8
+"""How often it looks in the time of a silence."""
 
 
 class Watchdog:
     """Calls `cancel` from a thread of its own after `silence_s` of waiting without progress.
 
-    Only the time inside `waiting` counts, so that a slow disk on our side is never taken for a slow server.
+    Only the time between `wait` and `feed` counts, so that neither a slow disk on our side nor a bandwidth limit is
+    ever taken for a slow server. The two take no lock: one thread writes, the other looks now and then.
     """
 
     def __init__(self, cancel: Callable[[], object], silence_s: float) -> None:
         self._cancel, self._silence_s = cancel, silence_s
-        self._condition = threading.Condition()
-        self._waiting_since: float | None = None
+        self._over = threading.Event()
+        self._since_s: float | None = None
         self._waited_s, self._bytes = 0.0, 0
-        self._ended = False
         self.barked = False
         """Whether it gave up."""
 
@@ -32,40 +33,25 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._condition:
-            self._ended = True
-            self._condition.notify()
+        self._over.set()
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Surrounds one wait for the server."""
-        with self._condition:
-            self._waiting_since = time.monotonic()
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._waited_s += time.monotonic() - self._waiting_since
-                self._waiting_since = None
+    def wait(self) -> None:
+        """A wait for the server begins."""
+        self._since_s = time.monotonic()
 
     def feed(self, size_bytes: int) -> None:
-        """Says that bytes arrived."""
-        with self._condition:
-            self._bytes += size_bytes
-            if self._bytes >= PROGRESS_BYTES:
-                self._waited_s, self._bytes = 0.0, 0
+        """Bytes arrived: the wait is over."""
+        since_s, self._since_s = self._since_s, None
+        self._bytes += size_bytes
+        if self._bytes >= PROGRESS_BYTES:
+            self._waited_s, self._bytes = 0.0, 0
+        elif since_s is not None:
+            self._waited_s += time.monotonic() - since_s
 
     def _watch(self) -> None:
-        with self._condition:
-            while not self._ended:
-                left_s = self._silence_s - self._silent_s()
-                if left_s <= 0:
-                    self.barked = True
-                    break
-                self._condition.wait(left_s)
-        if self.barked:
-            self._cancel()
-
-    def _silent_s(self) -> float:
-        since = self._waiting_since
-        return self._waited_s + (time.monotonic() - since if since is not None else 0.0)
+        while not self._over.wait(self._silence_s / _LOOKS):
+            since_s = self._since_s
+            if since_s is not None and self._waited_s + time.monotonic() - since_s >= self._silence_s:
+                self.barked = True
+                self._cancel()
+                return

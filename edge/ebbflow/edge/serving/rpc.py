@@ -43,6 +43,9 @@ class AgentStatus(Protocol):
     def last_installations(self) -> dict[str, resources_pb2.Installation]:
         """The last installation of each student, by its name."""
 
+    def transfers(self) -> pb.GetModelStatusResponse:
+        """The part of the answer that is about transfers."""
+
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """A thin shell: errors leave it as `EbbflowError`, which the server's interceptor turns into a status."""
@@ -100,7 +103,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             status.last_installation.CopyFrom(installation)
         ordered = [models[student] for student in sorted(models)]
         connected, reason = self._status.connected, self._status.disconnected_reason
-        return pb.GetModelStatusResponse(models=ordered, connected=connected, disconnected_reason=reason)
+        answer = pb.GetModelStatusResponse(models=ordered, connected=connected, disconnected_reason=reason)
+        answer.MergeFrom(self._status.transfers())
+        return answer
 
 
 def _model_status(model: Model) -> pb.ModelStatus:
