@@ -39,6 +39,11 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_json_line(message: "Message") -> None:
+    """Prints one message as JSON on a line of its own, at once."""
+    print(json.dumps(as_json(message), ensure_ascii=False), flush=True)
+
+
 def print_list(format_: Format, items: Iterable[Any], columns: Sequence[Column]) -> None:
     """Prints messages: as a JSON array, or as a table with one line for each."""
     if format_ is Format.JSON:
@@ -84,7 +89,12 @@ def outline(value: Any, indent: str = "") -> Iterable[str]:
 def word(enum: Any, number: int) -> str:
     """Returns an enumeration's value as a lower-case word without its prefix: "STATE_RUNNING" is "running"."""
     name: str = enum.Name(number)
-    prefix = {"State": "STATE_", "Precision": "PRECISION_", "InstallationState": "INSTALLATION_STATE_"}
+    prefix = {
+        "State": "STATE_",
+        "Precision": "PRECISION_",
+        "InstallationState": "INSTALLATION_STATE_",
+        "OnHalt": "ON_HALT_",
+    }
     return name.removeprefix(prefix.get(enum.DESCRIPTOR.name, "")).lower()
 
 
@@ -100,7 +110,10 @@ def pairs(mapping: Any) -> str:
     return ",".join(f"{key}={mapping[key]}" for key in sorted(mapping))
 
 
+def printable(value: object) -> str:
+    """Returns it as text that can neither move the terminal's cursor nor break a table, whatever a device sent."""
+    return "".join(character if character.isprintable() else "?" for character in str(value))
+
+
 def _cell(value: object) -> str:
-    # Nothing that a device sends, such as a reason, may move the terminal's cursor or break the table.
-    text = "".join(character if character.isprintable() else "?" for character in str(value))
-    return text or "-"
+    return printable(value) or "-"

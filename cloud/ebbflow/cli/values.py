@@ -10,6 +10,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
+_LONGEST_S = 36_500 * 86_400
 _LABEL_KEY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}")
 
 
@@ -25,7 +26,10 @@ def seconds(text: str) -> float:
     """
     if not _DURATION.fullmatch(text):
         raise _wrong(f"{text!r} is no time such as 90s, 15m, 1h30m or 7d", "duration")
-    return sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", text))
+    total_s = sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", text))
+    if total_s > _LONGEST_S:
+        raise _wrong(f"{text!r} is longer than a hundred years", "duration")
+    return total_s
 
 
 def labels(pairs: Iterable[str]) -> dict[str, str]:
@@ -95,6 +99,24 @@ def release_name(text: str) -> str:
     return name
 
 
+def release_of(student: str, text: str) -> str:
+    """Returns the name of a student's release; its number alone will do.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST if it is no release of the student.
+    """
+    student_id = names.parse(full_name("students", student), "students")
+    name = release_name(f"{student_id}/{text}" if text.isdecimal() else text)
+    if names.parse_release(name)[0] != student_id:
+        raise _wrong(f"{name} is no release of students/{student_id}", "release")
+    return name
+
+
+def short_release(name: str) -> str:
+    """Returns "faq/3" for "students/faq/releases/3", for people."""
+    return name.removeprefix("students/").replace("/releases/", "/")
+
+
 ARCHITECTURE_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -133,21 +155,3 @@ def architecture(toml: str, options: Mapping[str, Any]) -> dict[str, Any]:
     if missing and not fields.get("initial_checkpoint"):
         raise _wrong(f"the architecture lacks {', '.join(missing)}", "architecture")
     return fields
-
-
-def phases(shares_: Iterable[float], gates: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the fields of a rollout's phases.
-
-    Without shares and gates the list is empty, which leaves the choice to the cloud; with gates alone the shares are
-    the cloud's default, a canary of a tenth and then all.
-
-    Raises:
-        EbbflowError: INVALID_REQUEST if a share is not above 0 and at most 1, or smaller than the one before.
-    """
-    given = {name: value for name, value in gates.items() if value is not None}
-    wanted = list(shares_) or ([0.1, 1.0] if given else [])
-    if any(not 0 < share <= 1 for share in wanted) or wanted != sorted(wanted):
-        raise _wrong("the shares of the phases must rise, above 0 and up to 1", "phases")
-    if wanted and wanted[-1] < 1:
-        wanted.append(1.0)
-    return [{"share": share, **given} for share in wanted]

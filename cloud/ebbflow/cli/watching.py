@@ -57,20 +57,34 @@ def follow(
     Raises:
         EbbflowError: the server's, or SERVER_UNAVAILABLE when it stayed away.
     """
-    failures = 0
     with _display(name) as show:
-        while True:
-            try:
-                for item in stream():
-                    failures = 0
-                    show(read(item))
-                    if ended(item):
-                        return item
-            except EbbflowError as error:
-                if error.code not in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED} or failures >= _TRIES:
-                    raise
-            failures += 1
-            sleep(min(0.5 * failures, 5.0))
+        return attend(stream, lambda item: show(read(item)), ended, sleep)
+
+
+def attend(
+    stream: Callable[[], Iterable[Any]],
+    show: Callable[[Any], object],
+    ended: Callable[[Any], bool],
+    sleep: Callable[[float], object] = time.sleep,
+) -> Any:
+    """Calls `show` with each state of a resource until it has ended, and returns its last; see `follow`.
+
+    Raises:
+        EbbflowError: the server's, or SERVER_UNAVAILABLE when it stayed away.
+    """
+    failures = 0
+    while True:
+        try:
+            for item in stream():
+                failures = 0
+                show(item)
+                if ended(item):
+                    return item
+        except EbbflowError as error:
+            if error.code not in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED} or failures >= _TRIES:
+                raise
+        failures += 1
+        sleep(min(0.5 * failures, 5.0))
 
 
 def remaining(seconds: float) -> str:

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import pty
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prepared_cloud import PreparedCloud
 
 from ebbflow.cli import errors
 from ebbflow.cli.main import app
@@ -125,3 +129,88 @@ def run_alone(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 def run(run_alone: Callable[..., Outcome], context: Path) -> Callable[..., Outcome]:
     """Runs `ebbflow` as the owner."""
     return lambda *arguments: run_alone("--context", str(context), *arguments)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Iterator[PreparedCloud]:
+    """A control plane that answers what the test prepares."""
+    with PreparedCloud(Authority.create(tmp_path / "authority")) as answering:
+        yield answering
+
+
+@pytest.fixture
+def ask(run_alone: Callable[..., Outcome], prepared: PreparedCloud, tmp_path: Path) -> Callable[..., Outcome]:
+    """Runs `ebbflow` against the prepared control plane."""
+    authority, key = Authority.load(tmp_path / "authority"), generate_key()
+    issued = authority.issue_admin(make_csr(key), "ada", "owner")
+    pems = authority.certificate_pem, issued.certificate_pem, key_to_pem(key)
+    path = write_context(tmp_path / "ada", prepared.address, *pems)
+    return lambda *arguments: run_alone("--context", str(path), *arguments)
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], str]:
+    """Calls something whose standard error is a terminal without colours, and returns what that showed."""
+
+    def call(act: Callable[[], object]) -> str:
+        master, slave = pty.openpty()
+        written: list[bytes] = []
+
+        def drain() -> None:
+            try:
+                while data := os.read(master, 65_536):
+                    written.append(data)
+            except OSError:  # the other end is closed
+                return
+
+        thread = threading.Thread(target=drain)
+        thread.start()
+        for name, value in {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "100", "LINES": "40"}.items():
+            monkeypatch.setenv(name, value)
+        with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", terminal)
+            act()
+        thread.join(10)
+        os.close(master)
+        return b"".join(written).decode()
+
+    return call
+
+
+SHAPE = """
+hidden_size = 64
+intermediate_size = 128
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+head_dim = 16
+vocabulary_size = 512
+max_position_embeddings = 128
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    texts = [{"topic": topic, "text": f"About {topic}.", "split": "train"} for topic in ("datetime", "json")]
+    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    return path
+
+
+@pytest.fixture
+def student(run: Callable[..., Outcome], corpus: Path, tmp_path: Path) -> str:
+    (tmp_path / "shape.toml").write_text(SHAPE)
+    arguments = [
+        "--teacher",
+        "/models/teacher",
+        "--corpus",
+        str(corpus),
+        "--architecture",
+        str(tmp_path / "shape.toml"),
+    ]
+    made = run("student", "create", "faq", *arguments, "--epsilon", "2", "--rounds-per-window", "2", "-o", "json")
+    assert made.code == 0, made.err
+    assert made.json["architecture"]["hiddenSize"] == 64
+    assert made.json["privacyPolicy"]["epsilon"] == 2
+    assert made.json["topics"] == ["datetime", "json"]
+    return "students/faq"

@@ -1,14 +1,11 @@
-import datetime as dt
-import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_world import add_release, enrol
 
-from ebbflow.cloud.identity import certificates
-from ebbflow.cloud.registry.clock import now
 from ebbflow.cloud.registry.tables import (
     Agent,
     AgentState,
@@ -16,94 +13,13 @@ from ebbflow.cloud.registry.tables import (
     Distillation,
     DistillationState,
     PrivacyAccount,
-    Release,
     ReleaseState,
     Student,
 )
 from ebbflow.cloud.services.cloud import Cloud
-from ebbflow.common.identity.keys import generate_key, make_csr
 from ebbflow.common.identity.tokens import EnrolmentSecret
 
 Run = Callable[..., Any]
-
-SHAPE = """
-hidden_size = 64
-intermediate_size = 128
-num_hidden_layers = 2
-num_attention_heads = 4
-num_key_value_heads = 2
-head_dim = 16
-vocabulary_size = 512
-max_position_embeddings = 128
-"""
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
-    texts = [{"topic": topic, "text": f"About {topic}.", "split": "train"} for topic in ("datetime", "json")]
-    path.write_text("".join(json.dumps(text) + "\n" for text in texts))
-    return path
-
-
-@pytest.fixture
-def student(run: Run, corpus: Path, tmp_path: Path) -> str:
-    (tmp_path / "shape.toml").write_text(SHAPE)
-    arguments = [
-        "--teacher",
-        "/models/teacher",
-        "--corpus",
-        str(corpus),
-        "--architecture",
-        str(tmp_path / "shape.toml"),
-    ]
-    made = run("student", "create", "faq", *arguments, "--epsilon", "2", "--rounds-per-window", "2", "-o", "json")
-    assert made.code == 0, made.err
-    assert made.json["architecture"]["hiddenSize"] == 64
-    assert made.json["privacyPolicy"]["epsilon"] == 2
-    assert made.json["topics"] == ["datetime", "json"]
-    return "students/faq"
-
-
-def enrol(cloud: Cloud, agent_id: str, **labels: str) -> None:
-    with cloud.registry.transaction() as session:
-        row = Agent(id=agent_id, state=AgentState.ACTIVE, labels=labels, profile={}, create_time=now())
-        session.add(row)
-        issued = cloud.authority.issue_agent(make_csr(generate_key()), agent_id, dt.timedelta(days=1), now())
-        certificates.record(session, issued, now())
-
-
-def add_release(cloud: Cloud, number: int, state: ReleaseState = ReleaseState.PUBLISHED) -> None:
-    with cloud.registry.transaction() as session:
-        session.add(
-            Distillation(
-                id=f"d{number}",
-                student_id="faq",
-                state=DistillationState.SUCCEEDED,
-                recipe={"steps": 10},
-                mixture={},
-                base_release=None,
-                round_id=None,
-                create_time=now(),
-                update_time=now(),
-            )
-        )
-        session.flush()
-        target = {"sha256": "ab" * 32, "size_bytes": 7}
-        targets = {
-            f"student/faq/{number}.manifest.json": {**target, "kind": "manifest"},
-            f"student/faq/{number}.int8.safetensors": {**target, "kind": "int8"},
-        }
-        session.add(
-            Release(
-                student_id="faq",
-                number=number,
-                distillation_id=f"d{number}",
-                state=state,
-                targets=targets,
-                create_time=now(),
-            )
-        )
 
 
 def test_a_token_is_printed_alone_and_works_once_revoked_no_more(run: Run, cloud: Cloud) -> None:
@@ -221,12 +137,14 @@ def test_rollouts_are_started_paused_resumed_and_aborted(run: Run, cloud: Cloud,
     assert run("rollout", "pause", name).out.splitlines()[1].split()[2] == "paused"
     assert run("rollout", "resume", name).out.splitlines()[1].split()[2] == "running"
     assert run("rollout", "list", "--student", "faq", "-o", "json").json[0]["name"] == name
-    assert "share: 0.5" in run("rollout", "show", name).out
+    shown = run("rollout", "show", name).out
+    assert "* 1    50 %      0/1" in shown
+    assert "the rest" in shown
     assert run("rollout", "abort", name).code == 1, "nobody has said yes"
     assert run("rollout", "abort", name, "--yes", "-o", "json").json["state"] == "STATE_ABORTED"
     watched = run("rollout", "watch", name)
     assert (watched.code, "aborted" in watched.err) == (5, True)
-    assert run("rollout", "start", "faq/1", "--phase", "0.5", "--phase", "0.1").code == 3
+    assert run("rollout", "start", "faq/1", "--phase", "0.5 soak=soon").code == 3
 
 
 def test_rounds_are_opened_listed_and_closed(run: Run, cloud: Cloud, student: str) -> None:

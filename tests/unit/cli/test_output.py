@@ -1,9 +1,7 @@
 import datetime as dt
 import os
-import pty
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,8 @@ from hypothesis import strategies as st
 from ebbflow.api.v1.distillation_pb2 import Distillation, Recipe
 from ebbflow.api.v1.fleet_pb2 import Agent
 from ebbflow.api.v1.resources_pb2 import Installation, InstallationState, Precision
-from ebbflow.api.v1.rollout_pb2 import DeviceCounts, Phase, Rollout
 from ebbflow.cli import errors, output, watching
-from ebbflow.cli.commands import agents, distillations, rollouts
+from ebbflow.cli.commands import agents, distillations
 from ebbflow.cli.watching import Lines, Reading, follow, remaining
 from ebbflow.common.errors import EXIT_CODES, Code, EbbflowError, Reason
 
@@ -63,18 +60,6 @@ def test_a_distillations_progress_tells_loss_speed_and_the_time_left() -> None:
     running.eta_time.FromDatetime(NOW + dt.timedelta(seconds=200))
     assert distillations.reading(running, NOW).line("x") == "x running 3/10 loss 2.5000, 5,300 tokens/s, 3m20s left"
     assert distillations.reading(Distillation(state=Distillation.STATE_QUEUED), NOW).line("x") == "x queued 0/0"
-
-
-def test_a_rollouts_progress_tells_its_phase_and_devices() -> None:
-    rollout = Rollout(
-        state=Rollout.STATE_HALTED,
-        phases=[Phase(), Phase()],
-        phase_index=1,
-        reason="PROBE_FAILED",
-        counts=DeviceCounts(waiting=1, assigned=2, succeeded=3, failed=4),
-    )
-    line = rollouts.reading(rollout).line("rollouts/a")
-    assert line == "rollouts/a halted 3/10 phase 2/2, 2 assigned, 4 failed: PROBE_FAILED"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-3, "0s"), (59.6, "1m00s"), (200, "3m20s"), (3661, "1h01m")])
@@ -126,27 +111,8 @@ def test_a_server_that_stays_away_is_given_up_and_other_errors_at_once() -> None
         assert len(tries) == most
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    master, slave = pty.openpty()
-    written: list[bytes] = []
-
-    def drain() -> None:
-        try:
-            while data := os.read(master, 65_536):
-                written.append(data)
-        except OSError:  # the other end is closed
-            return
-
-    thread = threading.Thread(target=drain)
-    thread.start()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("NO_COLOR", "1")
-    with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        follow("distillations/a", lambda: iter([1, 3]), _read, lambda item: item == 3)
-    thread.join(10)
-    os.close(master)
-    shown = b"".join(written).decode()
+def test_a_terminal_gets_a_bar(on_terminal: Callable[[Callable[[], object]], str]) -> None:
+    shown = on_terminal(lambda: follow("distillations/a", lambda: iter([1, 3]), _read, lambda item: item == 3))
     assert "3/3" in shown
     assert "\x1b[31m" not in shown
 

@@ -68,12 +68,3 @@ def test_an_architecture_is_its_file_overridden_by_options() -> None:
     for wrong in ("hidden_sise = 64", "hidden_size = 6.4", "hidden_size = true", "hidden_size = 64", "= x"):
         with pytest.raises(EbbflowError):
             values.architecture(wrong, {})
-
-
-def test_phases_rise_to_everybody() -> None:
-    assert values.phases([], {"soak": None}) == []
-    assert values.phases([], {"min_answers": 3}) == [{"share": 0.1, "min_answers": 3}, {"share": 1.0, "min_answers": 3}]
-    assert [phase["share"] for phase in values.phases([0.2, 0.5], {})] == [0.2, 0.5, 1.0]
-    for wrong in ([0.0], [1.5], [0.5, 0.2], [-0.1]):
-        with pytest.raises(EbbflowError):
-            values.phases(wrong, {})

@@ -23,8 +23,7 @@ def _serves(agent: Any) -> str:
     from ebbflow.api.v1.resources_pb2 import InstallationState, Precision
 
     return ", ".join(
-        f"{one.release.removeprefix('students/').replace('/releases/', '/')}"
-        f" {word(Precision, one.precision)} {word(InstallationState, one.state)}"
+        f"{values.short_release(one.release)} {word(Precision, one.precision)} {word(InstallationState, one.state)}"
         for one in agent.installations
     )
 
@@ -35,6 +34,7 @@ COLUMNS: list[Column] = [
     ("CONNECTED", lambda agent: "yes" if agent.connected else "no"),
     ("LAST SEEN (UTC)", lambda agent: when(agent.last_seen_time)),
     ("RELEASES", _serves),
+    ("PINNED TO", lambda agent: ", ".join(values.short_release(pin.release) for pin in agent.pins)),
     ("LABELS", lambda agent: pairs(agent.labels)),
 ]
 
@@ -55,14 +55,51 @@ def list_(
         print_list(output, items, COLUMNS)
 
 
-@app.command(epilog=example("ebbflow agent get kiosk-7 -o json"))
-def get(context: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
-    """Shows one agent."""
+@app.command(epilog=example("ebbflow agent show kiosk-7", "ebbflow agent show kiosk-7 -o json"))
+def show(context: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
+    """Shows one agent: what it can run, what it serves and what it is pinned to."""
     from ebbflow.api.v1.fleet_pb2 import GetAgentRequest
 
     request = GetAgentRequest(name=values.full_name("agents", name))
     with connect(context) as client:
         print_one(output, client.fleet.GetAgent(request).agent)
+
+
+@app.command(hidden=True, epilog=example("ebbflow agent get kiosk-7"))
+def get(context: typer.Context, name: Name, output: Output = Format.TABLE) -> None:
+    """The older name of `ebbflow agent show`."""
+    show(context, name, output)
+
+
+@app.command(epilog=example('ebbflow agent pin kiosk-7 --release faq/2 --reason "faq/3 is slow on its board"'))
+def pin(
+    context: typer.Context,
+    name: Name,
+    release: Annotated[str, typer.Option(help='Release to hold it on, such as "faq/2".')],
+    reason: Annotated[str, typer.Option(help="Why, for the agent and the audit log.")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Holds an agent on one release of a student, whatever rollouts do, until it is unpinned."""
+    from ebbflow.api.v1.fleet_pb2 import PinAgentRequest
+
+    agent, held = values.full_name("agents", name), values.release_name(release)
+    with connect(context) as client:
+        print_one(output, client.fleet.PinAgent(PinAgentRequest(name=agent, release=held, reason=reason)).agent)
+
+
+@app.command(epilog=example("ebbflow agent unpin kiosk-7 --student faq"))
+def unpin(
+    context: typer.Context,
+    name: Name,
+    student: Annotated[str, typer.Option(help='Whose release it was held on, such as "faq".')],
+    output: Output = Format.TABLE,
+) -> None:
+    """Lets rollouts reach an agent again."""
+    from ebbflow.api.v1.fleet_pb2 import UnpinAgentRequest
+
+    request = UnpinAgentRequest(name=values.full_name("agents", name), student=values.full_name("students", student))
+    with connect(context) as client:
+        print_one(output, client.fleet.UnpinAgent(request).agent)
 
 
 @app.command(epilog=example('ebbflow agent revoke kiosk-7 --reason "stolen"'))

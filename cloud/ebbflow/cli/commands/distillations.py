@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ebbflow.cli import values
+from ebbflow.cli.commands import releases
 from ebbflow.cli.options import Limit, Output, connect, example, group, request_id
-from ebbflow.cli.output import Column, Format, print_list, print_one, when, word
+from ebbflow.cli.output import Column, Format, print_list, print_one, say, when, word
 from ebbflow.cli.watching import WATCH_S, Reading, follow, remaining
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -59,10 +60,13 @@ def start(
     base_release: Annotated[str, typer.Option(help='Release to begin from, such as "faq/1".')] = "",
     round_: Annotated[str, typer.Option("--round", help="Round whose feedback gives the mixture.")] = "",
     mixture: Annotated[list[str] | None, typer.Option(help="topic=share; repeatable; overrides --round.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Watch until it has ended; fail if it fails.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch until the gate has decided on what it made.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Queues a distillation; a worker claims it."""
+    """Queues a distillation; a worker claims it.
+
+    With --wait the exit code is 5 if the distillation fails or the gate turns its release down.
+    """
     from ebbflow.api.v1.distillation_pb2 import CreateDistillationRequest, Distillation, Recipe
 
     recipe = Recipe(
@@ -89,8 +93,9 @@ def start(
         if wait:
             made = _follow(client, made.name)
         _print(output, made)
-    if wait:
-        _check(made)
+        if wait:
+            _check(made)
+            releases.check(releases.await_gate(client, made.release))
 
 
 @app.command(epilog=example("ebbflow distillation watch 6f0a"))
@@ -100,6 +105,7 @@ def watch(context: typer.Context, name: Name, output: Output = Format.TABLE) -> 
         last = _follow(client, values.full_name("distillations", name))
         _print(output, last)
     _check(last)
+    say(f"{last.release} goes to the gate: `ebbflow release watch {values.short_release(last.release)}`")
 
 
 @app.command("list", epilog=example("ebbflow distillation list --student faq"))
