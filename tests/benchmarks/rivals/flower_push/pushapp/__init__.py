@@ -1,0 +1,1 @@
+"""Pushes weights to nodes, for the benchmark of delivery."""
