@@ -5,9 +5,10 @@ EXTRAS ?= cloud,edge-torch,postgres,s3,dev
 JOBS   ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+NATIVE := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-containers lint format proto docs bench migration wheel clean
+.PHONY: help demo test test-slow test-faults test-containers lint format proto docs bench migration wheel clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -16,19 +17,23 @@ $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) EXTRAS=$(EXTRAS) sh tools/setup.sh
 	@touch $@
 
-demo: $(STAMP)  ## Run the whole loop on this machine: a cloud, three agents, 180 users. KEEP=1 leaves it running.
+$(NATIVE): $(STAMP) hatch_build.py $(wildcard common/ebbflow/common/codes/native/*.c)
+	@$(BIN)/python hatch_build.py
+	@touch $@
+
+demo: $(NATIVE)  ## Run the whole loop on this machine: a cloud, three agents, 180 users. KEEP=1 leaves it running.
 	@cd deploy && ../$(BIN)/python -m demo --folder "$(CURDIR)/demo-run" $(if $(KEEP),--keep) $(ARGS)
 
-test: $(STAMP)  ## Run the tests. ARGS="-k name" chooses.
+test: $(NATIVE)  ## Run the tests. ARGS="-k name" chooses.
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-containers: $(STAMP)  ## Build and run the container images; needs root, buildah and mmdebstrap.
+test-containers: $(NATIVE)  ## Build and run the container images; needs root, buildah and mmdebstrap.
 	$(BIN)/python -m pytest -m containers $(ARGS)
 
-test-slow: $(STAMP)  ## Run the tests that take long.
+test-slow: $(NATIVE)  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: $(STAMP)  ## Check style, types, the contract, and that generated files are current.
+lint: $(NATIVE)  ## Check style, types, the contract, and that generated files are current.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -37,26 +42,26 @@ lint: $(STAMP)  ## Check style, types, the contract, and that generated files ar
 	$(BIN)/python tools/genproto.py --check
 	$(BIN)/python tools/gendocs.py --check
 
-format: $(STAMP)  ## Bring code and protos into the house style.
+format: $(NATIVE)  ## Bring code and protos into the house style.
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format --quiet
 	$(BIN)/buf format --write
 
-proto: $(STAMP)  ## Regenerate common/ebbflow/api from protos/.
+proto: $(NATIVE)  ## Regenerate common/ebbflow/api from protos/.
 	$(BIN)/python tools/genproto.py
 
-docs: $(STAMP)  ## Regenerate the generated pages of docs/reference.
+docs: $(NATIVE)  ## Regenerate the generated pages of docs/reference.
 	$(BIN)/python tools/gendocs.py
 
-bench: $(STAMP)  ## Run one benchmark: make bench NAME=footprint.
+bench: $(NATIVE)  ## Run one benchmark: make bench NAME=footprint.
 	@test -n "$(NAME)" || { echo 'say which: make bench NAME=...'; ls tests/benchmarks/bench_*.py; exit 2; }
 	$(BIN)/python tests/benchmarks/bench_$(subst -,_,$(NAME)).py $(ARGS)
 
-migration: $(STAMP)  ## Write a migration for a change of the tables: make migration NAME="add x".
+migration: $(NATIVE)  ## Write a migration for a change of the tables: make migration NAME="add x".
 	@test -n "$(NAME)" || { echo 'say what it does: make migration NAME="add x"'; exit 2; }
 	$(BIN)/python tools/newmigration.py "$(NAME)"
 
-wheel: $(STAMP)  ## Build the wheel and try it from an empty folder.
+wheel: $(NATIVE)  ## Build the wheel and try it from an empty folder.
 	sh tools/trywheel.sh "$(BIN)/python"
 
 clean:  ## Remove the virtual environment and what runs have left.

@@ -23,6 +23,7 @@ from ebbflow.cloud.identity.authority import Authority
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Distillation, DistillationState, Release, ReleaseState, Student
 from ebbflow.cloud.release import keys, publish, repository
+from ebbflow.common.codes import delta
 from ebbflow.common.errors import EbbflowError
 from ebbflow.common.identity.keys import generate_key, key_to_pem, make_csr
 from ebbflow.common.rpc.errors import to_status
@@ -57,6 +58,14 @@ class Faults:
     """Replaces metadata files."""
     refuse: EbbflowError | None = None
     """Raised by every call."""
+    no_deltas: EbbflowError | None = None
+    """Raised by FindDeltas."""
+    deltas: Callable[[list[artefact_pb2.Delta]], list[artefact_pb2.Delta]] = lambda deltas: deltas
+    """Replaces what FindDeltas answers."""
+    questions: list[list[str]] = field(default_factory=list)
+    """Bases of each question for deltas."""
+    piece_bytes: int = 1 << 12
+    """Longest message with bytes of a blob."""
     blob_bytes: int = 0
     offsets: list[int] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
@@ -93,16 +102,26 @@ class Artefacts(artefact_pb2_grpc.ArtefactServiceServicer):
             context.abort_with_status(to_status(error))
             return
         for chunk in faults.answer(request.sha256.hex(), chunks) if faults.answer else chunks:
-            for begin in range(0, len(chunk), 1 << 14):
+            longest = min(request.max_chunk_bytes or 1 << 20, faults.piece_bytes)
+            for begin in range(0, len(chunk), longest):
                 if cut is not None and sent >= cut:
                     context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
                 if faults.stall_after is not None and sent >= faults.stall_after:
                     faults.released.wait(20)
                     return
-                piece = chunk[begin : begin + (1 << 14)]
+                piece = chunk[begin : begin + longest]
                 sent += len(piece)
                 faults.blob_bytes += len(piece)
                 yield artefact_pb2.ReadBlobResponse(chunk=piece)
+
+    def FindDeltas(self, request: Any, context: Any) -> Any:  # noqa: N802
+        faults = self.world.faults
+        faults.questions.append([base.hex() for base in request.base_sha256])
+        if faults.no_deltas:
+            context.abort_with_status(to_status(faults.no_deltas))
+        found = [self.world.delta(base.hex(), request.target_sha256.hex()) for base in request.base_sha256]
+        deltas = sorted((delta for delta in found if delta), key=lambda delta: delta.size_bytes)
+        return artefact_pb2.FindDeltasResponse(deltas=faults.deltas(deltas))
 
     def WriteBlob(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "devices do not write")
@@ -181,6 +200,23 @@ class World:
             assert proposal
             publish.approve(session, self.signers["gate"], proposal, now=self.now)
             assert publish.publish(session, self.signers["online"], self.now)
+
+    def delta(self, base: str, target: str) -> artefact_pb2.Delta | None:
+        """Builds the delta between two blobs; None if there is none."""
+        paths = [self.folder / f"{sha256}.blob" for sha256 in (base, target)]
+        for path, sha256 in zip(paths, (base, target), strict=True):
+            path.write_bytes(b"".join(self.blobs.open(sha256, 0)))
+        try:
+            delta.encode(paths[0], paths[1], out := self.folder / "delta")
+        except EbbflowError:
+            return None
+        blob = self.blobs.put([out.read_bytes()])
+        return artefact_pb2.Delta(
+            base_sha256=bytes.fromhex(base),
+            sha256=bytes.fromhex(blob.sha256),
+            size_bytes=blob.size_bytes,
+            format=delta.FORMAT,
+        )
 
     def file(self, name: str) -> bytes:
         """A metadata file as it is served now."""

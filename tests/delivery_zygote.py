@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import structlog
 from delivery_device import start_device
 
 from ebbflow.client.endpoint import Endpoint
@@ -55,6 +56,7 @@ def wait(child: int, kill_after_s: float) -> int:
 
 def main() -> None:
     """Serves the lines."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout carries the answers
     config = json.loads(sys.stdin.readline())
     names = ("authority_pem", "certificate_pem", "key_pem")
     endpoint = Endpoint(config["address"], *(config[name].encode() for name in names))

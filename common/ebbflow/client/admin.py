@@ -14,6 +14,7 @@ from ebbflow.api.v1.release_pb2_grpc import ReleaseServiceStub
 from ebbflow.api.v1.rollout_pb2_grpc import RolloutServiceStub
 from ebbflow.api.v1.round_pb2_grpc import RoundServiceStub
 from ebbflow.api.v1.student_pb2_grpc import StudentServiceStub
+from ebbflow.api.v1.trust_pb2_grpc import TrustServiceStub
 from ebbflow.client.channels import sync_channel
 from ebbflow.client.context import AdminContext
 from ebbflow.client.endpoint import Endpoint
@@ -35,6 +36,7 @@ class AdminClient:
         rounds: rounds.
         ledger: privacy accounts and the audit log.
         artefacts: blobs.
+        trust: the signed metadata.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -48,6 +50,7 @@ class AdminClient:
         self.rounds = RoundServiceStub(channel)
         self.ledger = LedgerServiceStub(channel)
         self.artefacts = ArtefactServiceStub(channel)
+        self.trust = TrustServiceStub(channel)
 
     @classmethod
     def from_context(cls, path: Path) -> "AdminClient":

@@ -35,6 +35,9 @@ class Status:
         failed = resources_pb2.Installation(student="students/new", reason="DISK_FULL")
         return {"students/new": failed}
 
+    def transfers(self) -> pb.GetModelStatusResponse:
+        return pb.GetModelStatusResponse(bandwidth_limit=2_000_000)
+
 
 @pytest.fixture
 async def channel(hub: Hub, store: FeedbackStore) -> AsyncIterator[grpc.aio.Channel]:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,8 +11,7 @@ from typing import Protocol
 from ebbflow.common.errors import EbbflowError, Reason
 
 CHUNK_BYTES = 256 * 1024
-"""Size of the chunks that stores yield: the fastest over a gRPC stream on loopback, between 64 KiB and 1 MiB."""
-
+"""Size of the chunks that `open` yields."""
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -25,12 +25,24 @@ class Blob:
     size_bytes: int
 
 
+class Reader(Protocol):
+    """Reads one file from an offset on. Verifies nothing: for those whose receiver hashes. One thread at a time."""
+
+    def read(self, size_bytes: int, /) -> bytes:
+        """Returns the next bytes, `size_bytes` at most; none at the end of the file."""
+        ...
+
+    def close(self) -> None:
+        """Gives the file or the connection back."""
+        ...
+
+
 class BlobStore(Protocol):
     """Files named by the SHA-256 of their content. Thread-safe; never changes a file that it has.
 
-    Whatever leaves the process was hashed on the way: `read` and `fetch` verify, `open` raises at the end of a file
-    that does not match when it was read from the beginning. A damaged file raises
-    FILE_CORRUPT.
+    What this process uses itself is hashed on the way: `read`, `fetch` and `lend` verify, `open` raises at the end of a
+    file that does not match when it was read from the beginning. A damaged file raises FILE_CORRUPT. Only `reader`
+    passes on what is there, to devices that compare it with what was signed.
     """
 
     def put(self, chunks: Iterable[bytes]) -> Blob:
@@ -55,6 +67,26 @@ class BlobStore(Protocol):
         Raises:
             EbbflowError: BLOB_NOT_FOUND before the first chunk; FILE_CORRUPT after the last one if the file, read from
                 its beginning, does not hash to its name.
+        """
+        ...
+
+    def reader(self, sha256: str, offset_bytes: int = 0) -> Reader:
+        """Opens a file for somebody who verifies it.
+
+        Raises:
+            EbbflowError: BLOB_NOT_FOUND.
+        """
+        ...
+
+    def lend(self, sha256: str, scratch: Path) -> AbstractContextManager[Path]:
+        """Gives the path of a verified file for the length of a block. It is the store's: nobody writes to it.
+
+        Args:
+            sha256: its name.
+            scratch: folder for a copy, if the store has no file of its own; the copy is deleted at the end.
+
+        Raises:
+            EbbflowError: BLOB_NOT_FOUND, FILE_CORRUPT, DISK_FULL.
         """
         ...
 

@@ -1,8 +1,10 @@
 """Blobs in a bucket of any service that speaks the S3 API: `<prefix>ab/abcdef…`, one object each."""
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from ebbflow.cloud.blobs.base import CHUNK_BYTES, SHA256, Blob, checked
+from ebbflow.cloud.blobs.base import CHUNK_BYTES, SHA256, Blob, Reader, checked
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import atomic, full_disk_named
 
@@ -63,11 +65,25 @@ class S3BlobStore:
 
     def open(self, sha256: str, offset_bytes: int = 0) -> Iterator[bytes]:
         """See `BlobStore.open`."""
+        reader = self.reader(sha256, offset_bytes)
+        chunks = iter(lambda: reader.read(CHUNK_BYTES), b"")
+        return checked(chunks, sha256 if offset_bytes == 0 else None, f"s3://{self.bucket}")
+
+    def reader(self, sha256: str, offset_bytes: int = 0) -> Reader:
+        """See `BlobStore.reader`. One request, whose answer is read as it is asked for."""
         if self.size(sha256) <= offset_bytes and offset_bytes:
-            return iter(())
+            return io.BytesIO()  # a range that begins at the end is an error to S3
         request: dict[str, Any] = {"Range": f"bytes={offset_bytes}-"} if offset_bytes else {}
-        body = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256), **request)["Body"]
-        return checked(body.iter_chunks(CHUNK_BYTES), sha256 if offset_bytes == 0 else None, f"s3://{self.bucket}")
+        body: Reader = self._client.get_object(Bucket=self.bucket, Key=self._key(sha256), **request)["Body"]
+        return body
+
+    @contextmanager
+    def lend(self, sha256: str, scratch: Path) -> Iterator[Path]:
+        """See `BlobStore.lend`."""
+        with tempfile.TemporaryDirectory(dir=scratch, prefix="lent-") as folder:
+            path = Path(folder) / sha256
+            self.fetch(sha256, path)
+            yield path
 
     def size(self, sha256: str) -> int:
         """See `BlobStore.size`."""

@@ -22,7 +22,7 @@ from ebbflow.cloud.distillation.trainer import Progress
 from ebbflow.cloud.registry import clock, jobs, locks
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Distillation, DistillationState, Json, Release, ReleaseState
-from ebbflow.cloud.release.packing import PackedWeights, number_files, pack_weights
+from ebbflow.cloud.release.packing import PackedWeights, neighbour, number_files, pack_weights
 from ebbflow.cloud.teacher.model import native_dtype
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
@@ -122,8 +122,10 @@ class Worker:
                 _log.info("distillation %s: goes on after step %d", job.id, run.trainer.step)
             self._train(run, lease, checkpoints)
             lease.tell()
+            with self.registry.reading() as session:
+                kept = neighbour(session, job)
             packed = pack_weights(
-                run.trainer.student, run.tokenizer.to_bytes(), self.blobs, run.probe_token_ids, folder
+                run.trainer.student, run.tokenizer.to_bytes(), self.blobs, run.probe_token_ids, folder, kept
             )
             lease.check()
             self._finish(job, packed)

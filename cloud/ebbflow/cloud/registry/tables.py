@@ -305,6 +305,7 @@ class Rollout(Base):
     __table_args__ = (
         sa.ForeignKeyConstraint(["student_id", "release_number"], ["releases.student_id", "releases.number"]),
         sa.Index(None, "state"),
+        sa.Index(None, "due_time"),
     )
     id: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
     student_id: Mapped[str] = mapped_column(sa.String(63))
@@ -317,6 +318,14 @@ class Rollout(Base):
     phase_index: Mapped[int] = mapped_column(default=0)
     phase_passed_time: Mapped[dt.datetime | None] = mapped_column(default=None)
     """When the current phase met its success share; its soak time runs from here."""
+    phase_begin_time: Mapped[dt.datetime | None] = mapped_column(default=None)
+    """When the current phase began; none while it waits for approval."""
+    rolls_back: Mapped[bool] = mapped_column(default=False)
+    """Whether it takes every device away from a release: none is ever sent back to what it had."""
+    ordinal: Mapped[int] = mapped_column(default=0)
+    """How many rollouts of the student had begun when this one did, itself included; 0 before."""
+    due_time: Mapped[dt.datetime | None] = mapped_column(default=None)
+    """When the reconciler is to look again; none if another rollout of the student has taken over."""
     reason: Mapped[str] = mapped_column(sa.String(1024), default="")
     windows: Mapped[list[Json]] = mapped_column(sa.JSON, default_factory=list)
     """MaintenanceWindows."""
@@ -345,6 +354,8 @@ class RolloutDevice(Base):
     """When its turn within the spread of its phase comes."""
     probe_loss: Mapped[float | None] = mapped_column(default=None)
     """What it measured, in nats per token."""
+    probe_rise: Mapped[float | None] = mapped_column(default=None)
+    """The same above the loss that its precision was published with."""
     fetched_bytes: Mapped[int] = mapped_column(default=0)
     full_bytes: Mapped[int] = mapped_column(default=0)
     """What the full files of its variant would have been; 0 until it has answered."""

@@ -49,6 +49,7 @@ def upgrade() -> None:
         "rollout_devices",
         sa.Column("not_before_time", sa.DateTime(timezone=True), nullable=True),
         sa.Column("probe_loss", sa.Double(), nullable=True),
+        sa.Column("probe_rise", sa.Double(), nullable=True),
         sa.Column("fetched_bytes", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("full_bytes", sa.BigInteger(), nullable=False, server_default="0"),
     )
@@ -59,9 +60,19 @@ def upgrade() -> None:
         sa.Column("on_halt", sa.String(length=32), nullable=False, server_default="hold"),
         sa.Column("creator", sa.String(length=128), nullable=False, server_default=""),
         sa.Column("approver", sa.String(length=128), nullable=False, server_default=""),
+        sa.Column("phase_begin_time", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("rolls_back", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("ordinal", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("due_time", sa.DateTime(timezone=True), nullable=True),
+    )
+    op.execute(
+        "UPDATE rollouts SET phase_begin_time = create_time, due_time = create_time, ordinal = (SELECT count(*)"
+        " FROM rollouts AS other WHERE other.student_id = rollouts.student_id AND (other.create_time <"
+        " rollouts.create_time OR (other.create_time = rollouts.create_time AND other.id <= rollouts.id)))"
     )
     with op.batch_alter_table("rollouts", schema=None) as batch_op:
         batch_op.create_check_constraint("on_halt", "on_halt IN ('hold', 'roll_back')")
+        batch_op.create_index(batch_op.f("ix_rollouts_due_time"), ["due_time"], unique=False)
     _states("rollouts", ["waiting_for_approval", *_ROLLOUTS])
     _add(
         "students",
@@ -78,11 +89,14 @@ def downgrade() -> None:
     op.execute("UPDATE rollouts SET state = 'aborted' WHERE state = 'waiting_for_approval'")
     _states("rollouts", _ROLLOUTS)
     with op.batch_alter_table("rollouts", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_rollouts_due_time"))
         batch_op.drop_constraint(op.f("ck_rollouts_on_halt"), type_="check")
         for column in ("approver", "creator", "on_halt", "spread_s", "windows"):
             batch_op.drop_column(column)
+        for column in ("due_time", "ordinal", "rolls_back", "phase_begin_time"):
+            batch_op.drop_column(column)
     with op.batch_alter_table("rollout_devices", schema=None) as batch_op:
-        for column in ("full_bytes", "fetched_bytes", "probe_loss", "not_before_time"):
+        for column in ("full_bytes", "fetched_bytes", "probe_rise", "probe_loss", "not_before_time"):
             batch_op.drop_column(column)
     op.execute("UPDATE releases SET state = 'rejected' WHERE state IN ('revoked', 'retired')")
     _states("releases", _RELEASES)
