@@ -3,7 +3,7 @@
 
 Example:
   EBBFLOW_EDGE_TOKEN=$(ebbflow token create --uses 20) python3 fleet.py --hosts hosts.txt \
-      --wheel dist/ebbflow-0.1.0-py3-none-any.whl --constraints constraints.txt --cloud cloud.example:8444
+      --wheel dist --constraints constraints.txt --cloud cloud.example:8444
 
 `hosts.txt` has one host a line as ssh understands it (`user@host`, `ssh://user@host:2222`, an alias of ~/.ssh/config),
 optionally followed by options of install-agent.sh for it, such as `--name kiosk-7`. Options for every host come after
@@ -73,6 +73,11 @@ def parse_hosts(text: str) -> list[tuple[str, list[str]]]:
     return found
 
 
+def wheels_of(path: Path) -> list[Path]:
+    """Returns the wheel, or the wheels of a folder; none if there is none."""
+    return sorted(path.glob("*.whl")) if path.is_dir() else [path] * path.is_file()
+
+
 def pack(files: list[Path]) -> bytes:
     """Returns the files as a tar archive."""
     buffer = io.BytesIO()
@@ -85,8 +90,10 @@ def pack(files: list[Path]) -> bytes:
 def install(host: str, words: list[str], archive: bytes, options: argparse.Namespace) -> Outcome:
     """Runs the installer on one host; never raises, so that no host hurts another."""
     started = time.monotonic()
-    files = {"--wheel": options.wheel, "--constraints": options.constraints}
-    received = [f'{option} "$folder"/{shlex.quote(file.name)}' for option, file in files.items() if file]
+    # Of several wheels the installer takes the one for its machine.
+    wheel = "" if options.wheel.is_dir() else options.wheel.name
+    names = {"--wheel": wheel, "--constraints": options.constraints and options.constraints.name}
+    received = [f'{option} "$folder"/{shlex.quote(name)}' for option, name in names.items() if name is not None]
     script = " ".join([RECEIVE, *received, shlex.join(["--cloud", options.cloud, *options.pass_on, *words])])
     remote = shlex.join([*(["sudo", "-n"] if options.sudo else []), "sh", "-c", script])
     ssh = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *shlex.split(options.ssh_options), "--", host]
@@ -145,7 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Makes the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=Path, required=True, help="file with one host a line")
-    parser.add_argument("--wheel", type=Path, required=True, help="the wheel to install")
+    parser.add_argument("--wheel", type=Path, required=True, help="the wheel, or a folder of wheels")
     parser.add_argument("--constraints", type=Path, help="constraints.txt of the repository")
     parser.add_argument("--cloud", required=True, help="HOST:PORT of the cloud's enrolment listener")
     parser.add_argument(
@@ -172,8 +179,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[
         parser.error(f"{options.hosts}: {error}")
     if not hosts:
         parser.error(f"{options.hosts} names no host")
-    if not options.wheel.is_file():
-        parser.error(f"{options.wheel} is not a file; `python -m build --wheel` makes one in dist/")
+    if not wheels_of(options.wheel):
+        parser.error(f"{options.wheel} is no wheel and has none; `python -m build --wheel` makes one in dist/")
     if options.constraints and not options.constraints.is_file():
         parser.error(f"{options.constraints} is not a file")
     if options.parallel < 1:
@@ -188,7 +195,9 @@ def main() -> int:
     parser = make_parser()
     options = parser.parse_args()
     hosts = check(parser, options)
-    archive = pack([options.wheel, INSTALLER, UNIT, *([options.constraints] if options.constraints else [])])
+    archive = pack(
+        [*wheels_of(options.wheel), INSTALLER, UNIT, *([options.constraints] if options.constraints else [])]
+    )
     with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
         jobs = [pool.submit(install, host, words, archive, options) for host, words in hosts]
         for number, job in enumerate(concurrent.futures.as_completed(jobs), 1):

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs and enrols an agent on this machine. Doing it again changes nothing, except that another wheel is installed.
 #
-#   EBBFLOW_EDGE_TOKEN=ebb1.… sh install-agent.sh --wheel ebbflow-0.1.0-py3-none-any.whl --cloud cloud.example:8444
+#   EBBFLOW_EDGE_TOKEN=ebb1.… sh install-agent.sh --wheel dist --cloud cloud.example:8444
 #
 # Prints one line of JSON at the end: {"agent": "agents/kiosk-7", "installed": true, "enrolled": true, "service": "systemd"}
 set -eu
@@ -12,7 +12,7 @@ python=python3 service=auto torch_index=https://download.pytorch.org/whl/cpu
 
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; cat <<'TEXT'
 
-  --wheel FILE        the wheel to install
+  --wheel PATH        the wheel to install, or a folder of wheels: the one for this machine is taken
   --constraints FILE  versions to install, as constraints.txt of the repository
   --cloud HOST:PORT   the cloud's enrolment listener; needed until the device is enrolled
   --token TEXT        what `ebbflow token create` prints; better EBBFLOW_EDGE_TOKEN, which stands in no list of processes
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
         *) fail "unknown option $1; --help lists them" ;;
     esac
 done
-[ -n "$wheel" ] || fail "say which wheel: --wheel FILE"
+[ -n "$wheel" ] || fail "say which wheel: --wheel PATH"
 for file in "$wheel" ${constraints:+"$constraints"}; do [ -r "$file" ] || fail "$file cannot be read"; done
 case $extra in edge|edge-torch) ;; *) fail "--extra is edge or edge-torch, not $extra" ;; esac
 case $service in systemd|none) ;; auto) if [ -d /run/systemd/system ]; then service=systemd; else service=none; fi ;;
@@ -44,6 +44,21 @@ case $service in systemd|none) ;; auto) if [ -d /run/systemd/system ]; then serv
 command -v "$python" >/dev/null || fail "no $python here: install Python 3.11 or newer, or say --python FILE"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$("$python" --version 2>&1) is too old: install Python 3.11 or newer, or say --python FILE"
+# From a folder, the wheel compiled for this machine comes before the one that runs anywhere.
+if [ -d "$wheel" ]; then
+    platform=$("$python" -c 'import sysconfig as s; print(s.get_platform().replace("-", "_").replace(".", "_"))')
+    wheels=$wheel wheel=''
+    for kind in "$platform" any; do
+        for file in "$wheels"/ebbflow-*-py3-none-"$kind".whl; do
+            [ -e "$file" ] || continue
+            [ -z "$wheel" ] || fail "$wheels has several wheels for $platform: say which one, --wheel FILE"
+            wheel=$file
+        done
+        [ -z "$wheel" ] || break
+    done
+    [ -n "$wheel" ] || fail "$wheels has no wheel for $platform: build one on such a machine, or one without the C\
+ libraries, which runs anywhere: CC=none python -m build --wheel"
+fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv module: apt-get install python3-venv"
 
 mkdir -p "$prefix" 2>/dev/null || true

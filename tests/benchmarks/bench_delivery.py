@@ -148,8 +148,8 @@ def _figures(costs: dict[Row, Cost], size_mb: int) -> dict[str, dict[str, float 
         "ratios": {
             "vs_flower_8": ratio("Flower 1.42", 8),
             "vs_nvflare_2": ratio("NVFLARE 2.9", 2),
-            "vs_bare_stream": min(bare, default=None),
-            "vs_bare_stream_kept": min(kept, default=None),
+            "vs_bare_stream": min(kept, default=None),
+            "vs_bare_stream_discarded": min(bare, default=None),
         },
     }
 

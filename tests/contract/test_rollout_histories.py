@@ -288,9 +288,10 @@ class Student3(RuleBasedStateMachine):
             session.execute(
                 sa.update(Agent).where(Agent.id.in_(self.agents)).values(state=AgentState.ACTIVE, connected=True)
             )
-        self.now = max(self.now, NOW) + dt.timedelta(days=2)
+        later = max(self.now, NOW) + dt.timedelta(days=2)
+        self.now = later.replace(hour=22, minute=0)  # the window opens
         for _ in range(6):
-            self.now += dt.timedelta(hours=5)
+            self.now += dt.timedelta(minutes=30)
             store.tick(self.registry, self.now)
             self.now += 61 * SECOND
             for number in range(len(self.agents)):

@@ -79,3 +79,17 @@ async def test_one_job_that_fails_leaves_the_others_running(plane: Plane, fault:
     await ticker.tick(now())
     await ticker.tick(now())
     assert len(done) == 2
+
+
+async def test_a_clock_that_is_set_back_stops_no_job(plane: Plane) -> None:
+    ahead, done = now() + dt.timedelta(hours=13), []
+
+    def work(time: dt.datetime) -> bool:
+        done.append(time)
+        return False
+
+    ticker = Ticker(plane.cloud, plane.hub, [Job("working", work), Job("seldom", work, dt.timedelta(seconds=10))])
+    await ticker.tick(ahead)
+    await ticker.tick(now())
+    await ticker.tick(now())
+    assert len(done) == 2 + 2 + 1

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from deploy_world import DEPLOY, run
 
 FLEET = DEPLOY / "fleet" / "fleet.py"
 INSTALLER = DEPLOY / "fleet" / "install-agent.sh"
+PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+"""As wheels that are compiled here say it."""
 
 
 @pytest.fixture
@@ -18,10 +21,18 @@ def wheel(tmp_path: Path) -> Path:
     return path
 
 
+def wheels_for(folder: Path, *platforms: str) -> Path:
+    """A folder of files named as wheels for these platforms."""
+    (folder / "dist").mkdir(parents=True)
+    for platform in platforms:
+        (folder / "dist" / f"ebbflow-0.1.0-py3-none-{platform}.whl").write_bytes(b"not a wheel")
+    return folder / "dist"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "--wheel FILE"),
+        ([], "--wheel PATH"),
         (["--wheel", "/none.whl"], "/none.whl cannot be read"),
         (["--wheel"], "--wheel needs a value"),
         (["--wheels", "x"], "unknown option --wheels"),
@@ -49,6 +60,33 @@ def test_a_wheel_that_pip_refuses_is_not_taken_for_installed(wheel: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("platforms", "told"),
+    [
+        ([], f"has no wheel for {PLATFORM}"),
+        (["linux_m68k"], "CC=none python -m build --wheel"),
+        ([PLATFORM, f"0-py3-none-{PLATFORM}"], f"several wheels for {PLATFORM}"),
+    ],
+)
+def test_a_folder_without_the_one_right_wheel_is_refused(platforms: list[str], told: str, tmp_path: Path) -> None:
+    wheels = wheels_for(tmp_path, *platforms)
+    done = run(["sh", INSTALLER, "--wheel", wheels, "--python", sys.executable, "--prefix", tmp_path / "opt"])
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert not (tmp_path / "opt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("others", [["any", "linux_m68k"], ["linux_m68k"]])
+def test_of_a_folder_the_wheel_for_this_machine_is_taken(others: list[str], tmp_path: Path) -> None:
+    for best in (PLATFORM, "any"):
+        wheels = wheels_for(tmp_path / best, *others, best)
+        command = ["sh", INSTALLER, "--wheel", wheels, "--prefix", tmp_path / "opt", "--extra", "edge"]
+        done = run([*command, "--python", sys.executable])
+        assert f"-{best}.whl" in done.stderr
+        assert not any(f"-{other}.whl" in done.stderr for other in set(others) - {best})
+
+
+@pytest.mark.parametrize(
     ("hosts", "told"),
     [
         ("# nobody\n", "names no host"),
@@ -62,6 +100,16 @@ def test_a_list_of_hosts_that_makes_no_sense_is_refused(hosts: str, told: str, w
     done = run([sys.executable, FLEET, "--hosts", file, "--wheel", wheel, "--cloud", "localhost:1"])
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_a_folder_of_wheels_is_sent_whole_and_an_empty_one_refused(tmp_path: Path) -> None:
+    wheels_of = runpy.run_path(str(FLEET))["wheels_of"]
+    wheels = wheels_for(tmp_path, "linux_aarch64", "linux_x86_64")
+    assert [path.name[-12:] for path in wheels_of(wheels)] == ["_aarch64.whl", "x_x86_64.whl"]
+    (hosts := tmp_path / "hosts.txt").write_text("kiosk\n")
+    done = run([sys.executable, FLEET, "--hosts", hosts, "--wheel", wheels_for(tmp_path / "no"), "--cloud", "c:1"])
+    assert done.returncode == 2
+    assert "is no wheel and has none" in done.stderr
 
 
 def test_what_a_host_says_cannot_move_the_cursor_and_keeps_its_cure() -> None:

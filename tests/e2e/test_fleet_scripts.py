@@ -40,7 +40,7 @@ class Fleet:
         """Runs fleet.py; returns its exit code, the report by host and all that it printed."""
         hosts, report = self.folder / "hosts.txt", self.folder / "report.jsonl"
         hosts.write_text("\n".join(["# the fleet", "", *lines]) + "\n")
-        files = ["--hosts", hosts, "--report", report, "--wheel", wheel or self.wheel]
+        files = ["--hosts", hosts, "--report", report, "--wheel", wheel or self.wheel.parent]
         ways = ["--constraints", ROOT / "constraints.txt", "--ssh-options", f"-F {self.hosts.config}"]
         command = [sys.executable, FLEET, *files, *ways, "--cloud", self.cloud.enrolment, "--", "--extra", "edge"]
         done = run([*command, "--service", "none"], {"EBBFLOW_EDGE_TOKEN": self.token if token is None else token})

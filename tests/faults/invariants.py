@@ -82,18 +82,18 @@ def registry_is_sound(world: World) -> None:
     agents = {device.machine.name for device in world.devices}
     assigned = [row[0] for row in rows(database, "SELECT agent_id FROM assignments WHERE student_id = ?", STUDENT)]
     assert Counter(assigned) == Counter(agents), assigned
-    _rollouts_are_sound(database, agents)
+    _rollouts_are_sound(world, database, agents)
     _releases_are_sound(database)
     _blobs_are_whole(world, database)
     _metadata_is_sound(database)
     _ledger_is_sound(database)
 
 
-def _rollouts_are_sound(database: Path, agents: set[str]) -> None:
+def _rollouts_are_sound(world: World, database: Path, agents: set[str]) -> None:
     running = rows(database, f"SELECT id FROM rollouts WHERE state IN {UNFINISHED} AND student_id = ?", STUDENT)
     assert len(running) <= 1, f"two rollouts at once: {running}"
-    query = "SELECT id, release_number, state FROM rollouts WHERE student_id = ? ORDER BY create_time DESC LIMIT 1"
-    (rollout, number, state), *_ = rows(database, query, STUDENT) or [("", 0, "")]
+    last = "SELECT id, release_number, state FROM rollouts WHERE id = ? AND state NOT IN ('superseded', 'aborted')"
+    (rollout, number, state), *_ = rows(database, last, world.rollout.removeprefix("rollouts/")) or [("", 0, "")]
     if not rollout:
         return
     query = (

@@ -230,3 +230,19 @@ async def test_a_slow_transfer_keeps_telling_the_cloud_that_it_moves_on(cloud: C
 
 def reported_bytes(cloud: CloudWorld, name: str) -> int:
     return int(cloud.assignment(name).installation.get("fetchedBytes", 0))
+
+
+async def test_a_refused_release_is_tried_at_once_when_its_rollout_retries_it(
+    cloud: CloudWorld, not_before: dict[int, dt.datetime]
+) -> None:
+    settings = cloud.device()
+    name = await enrolled(cloud, settings)
+    cloud.student()
+    cloud.publish(1, probe_loss=99.0)
+    cloud.assign(name, 1)
+    async with alive(settings) as agent:
+        await until(lambda: state(agent) == resources_pb2.INSTALLATION_STATE_FAILED, 30)
+        first = agent.last_installations()["students/faq"].update_time.ToNanoseconds()
+        not_before[1] = now()  # a retry draws a new turn
+        cloud.assign(name, 1)
+        await until(lambda: agent.last_installations()["students/faq"].update_time.ToNanoseconds() > first, 30)

@@ -56,7 +56,8 @@ class Ticker:
     async def tick(self, now: dt.datetime) -> None:
         """Runs what is due."""
         for job in self._jobs:
-            if now >= self._due.get(job.name, now):
+            due = self._due.get(job.name, now)
+            if now >= due or due > now + job.every:  # later than it can be: the clock was set back
                 self._due[job.name] = now + job.every
                 await self._run(job, now)
 

@@ -21,6 +21,7 @@ from ebbflow.edge.agent.profile import PRECISIONS
 from ebbflow.edge.agent.tally import Tally
 from ebbflow.edge.delivery.install import InstalledRelease, Installer
 from ebbflow.edge.delivery.traffic import Brake, Traffic, TransferPausedError
+from ebbflow.edge.delivery.trust import METADATA
 from ebbflow.edge.engine.base import Engine
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
@@ -51,9 +52,9 @@ class Retry:
     """When a release that was refused is tried again, in seconds."""
 
     passing_s: float = 300.0
-    """After a lack of space, memory or fresh metadata."""
+    """After a lack of space, memory or fresh metadata, or metadata that does not verify: keys may be changing."""
     refused_s: float = 3600.0
-    """After anything else; a new rollout of the release is tried at once."""
+    """After anything else; a new rollout of the release, or its retry, is tried at once."""
 
 
 class Reconciler:
@@ -84,7 +85,7 @@ class Reconciler:
         self._fetched = Tally()
         self._deferred: dict[str, bytes] = {}  # by student: what waits for a window
         self.wake: Callable[[float], None] = lambda _: None
-        self._refused: dict[str, tuple[bytes, float]] = {}  # by student: what, and when to try it again
+        self._refused: dict[str, tuple[bytes, float]] = {}  # by student: what was said, and when to try it again
 
     def start(self) -> None:
         """Serves what is installed, without the network. Blocks while it loads.
@@ -130,10 +131,11 @@ class Reconciler:
             self._installations.note(desired, pb.INSTALLATION_STATE_SERVING)
             return
         wish = _wish_of(desired)
+        said = desired.SerializeToString(deterministic=True)
         refused, again_s = self._refused.get(desired.student, (b"", 0.0))
-        if (refused == wish and time.monotonic() < again_s) or self._waits(desired, wish):
+        if (refused == said and time.monotonic() < again_s) or self._waits(desired, wish):
             return
-        if refused != wish and self._traffic.next_window_time() is None:  # a second try is news only by its end
+        if refused != said and self._traffic.next_window_time() is None:  # a second try is news only by its end
             self._installations.note(desired, pb.INSTALLATION_STATE_FETCHING)
             await self._installations.send(self._cloud)
         try:
@@ -151,7 +153,7 @@ class Reconciler:
                         fetched_bytes=fetched_bytes,
                     )
                 raise
-            self._refuse(desired, error, wish, fetched_bytes)
+            self._refuse(desired, error, said, fetched_bytes)
 
     def _waits(self, desired: agent_pb2.DesiredRelease, wish: bytes) -> bool:
         """Whether it is too early; asks to be woken in time."""
@@ -258,9 +260,10 @@ class Reconciler:
         self._hub.swap(model)
         log.info("release_serves", release=model.release, precision=installed.precision, engine=engine.name)
 
-    def _refuse(self, desired: agent_pb2.DesiredRelease, error: EbbflowError, wish: bytes, fetched_bytes: int) -> None:
-        wait_s = self._retry.passing_s if error.reason in _MAY_PASS else self._retry.refused_s
-        self._refused[desired.student] = (wish, time.monotonic() + wait_s)
+    def _refuse(self, desired: agent_pb2.DesiredRelease, error: EbbflowError, said: bytes, fetched_bytes: int) -> None:
+        passing = error.reason in _MAY_PASS or error.metadata.get("of") == METADATA
+        wait_s = self._retry.passing_s if passing else self._retry.refused_s
+        self._refused[desired.student] = (said, time.monotonic() + wait_s)
         log.warning("release_refused", release=desired.release, reason=error.reason.name, why=str(error))
         self._installations.note(
             desired,

@@ -23,6 +23,8 @@ from ebbflow.common.trust.targets import manifest_path
 from ebbflow.edge.delivery.clock import TrustClock
 from ebbflow.edge.delivery.fetcher import METADATA_URL, TARGETS_URL, ArtefactFetcher, ArtefactSource
 
+METADATA = "metadata"
+"""What `metadata["of"]` of an ARTEFACT_UNTRUSTED says if it is not a file but the list of files that is not trusted."""
 _ANY_STUDENT_FILE = "student/-/-"
 """A path that the role `student` may list and never does: asking for it loads the role."""
 
@@ -164,7 +166,7 @@ def _named(error: DownloadError | RepositoryError) -> EbbflowError:
     if isinstance(error, ExpiredMetadataError):
         return EbbflowError(Reason.METADATA_EXPIRED, f"the signed metadata has expired: {error}")
     if isinstance(error, (RepositoryError, DownloadLengthMismatchError)):
-        return EbbflowError(Reason.ARTEFACT_UNTRUSTED, f"the signed metadata does not verify: {error}")
+        return EbbflowError(Reason.ARTEFACT_UNTRUSTED, f"the signed metadata does not verify: {error}", of=METADATA)
     if isinstance(cause := error.__cause__, EbbflowError):
         return EbbflowError(cause.reason, str(cause), **cause.metadata)
     return EbbflowError(Reason.SERVER_UNAVAILABLE, "the signed metadata could not be read")
