@@ -30,6 +30,9 @@ test: $(NATIVE)  ## Run the tests. ARGS="-k name" chooses.
 test-containers: $(NATIVE)  ## Build and run the container images; needs root, buildah and mmdebstrap.
 	$(BIN)/python -m pytest -m containers $(ARGS)
 
+test-faults: $(NATIVE)  ## Kill real processes by the hundred, for half an hour. COUNT=50 and SEED=7 choose.
+	COUNT="$(COUNT)" SEED="$(SEED)" $(BIN)/python -m pytest -m faults $(ARGS)
+
 test-slow: $(NATIVE)  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow $(ARGS)
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.containers
 
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 MIRROR = "http://deb.debian.org/debian"
+CODER = "from ebbflow.common.codes.compiled import best_coder; print(type(best_coder()).__name__)"
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -108,6 +109,13 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
             shutil.rmtree(folder / name, ignore_errors=True)  # gigabytes that pytest would keep
 
 
+def check_that_c_codes(builder: Builder, container: str) -> None:
+    """The C library is in the image, and the compiler is not."""
+    said = run(builder.inside(container, ["python", "-c", CODER]), check=True).stdout
+    assert said.strip() == "CompiledCoder"
+    assert run(builder.inside(container, ["sh", "-c", "! ls -d /opt/zig && ! command -v cc"]), check=True).stdout == ""
+
+
 def test_the_agents_image_builds_and_its_container_enrols_and_connects(builder: Builder, tmp_path: Path) -> None:
     builder.build("edge", "--build-arg", "EXTRA=edge")
     container, start = builder.start("edge")
@@ -115,6 +123,7 @@ def test_the_agents_image_builds_and_its_container_enrols_and_connects(builder: 
     assert done.returncode != 0
     assert "EBBFLOW_EDGE_TOKEN; `ebbflow token create` makes it" in done.stderr
     assert run(builder.inside(container, ["id", "-u"]), check=True).stdout.strip() == "10001"
+    check_that_c_codes(builder, container)
     given = {"EBBFLOW_EDGE_HTTP_LISTEN": "127.0.0.1:0", "EBBFLOW_EDGE_GRPC_LISTEN": "127.0.0.1:0"}
     log = tmp_path / "agent.log"
     with deploy_world.cloud(tmp_path) as cloud:
@@ -140,5 +149,6 @@ def test_the_clouds_image_builds_and_its_container_serves(builder: Builder, tmp_
         wait_for("listening", lambda: alive(running, log) and "ready: main" in log.read_text())
         listed = run(builder.inside(container, ["ebbflow", "token", "create", "-o", "json"]), check=True)
         assert json.loads(listed.stdout)["secret"].startswith("ebb1.")
+    check_that_c_codes(builder, container)
     whole = ["python", "-c", "import torch, transformers, boto3, psycopg; print(torch.__version__)"]
     assert run(builder.inside(container, whole), check=True).stdout.startswith("2.13.0")
