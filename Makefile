@@ -34,7 +34,7 @@ test-faults: $(NATIVE)  ## Kill real processes by the hundred, for half an hour.
 	COUNT="$(COUNT)" SEED="$(SEED)" $(BIN)/python -m pytest -m faults $(ARGS)
 
 test-slow: $(NATIVE)  ## Run the tests that take long.
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 lint: $(NATIVE)  ## Check style, types, the contract, and that generated files are current.
 	$(BIN)/ruff check

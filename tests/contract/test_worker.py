@@ -30,6 +30,7 @@ from ebbflow.cloud.registry.tables import Distillation, DistillationState, Relea
 from ebbflow.cloud.release import gate, keys, packing, publish, repository
 from ebbflow.common.codes.artefact import read_variant
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.files import write_atomic
 from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.common.trust.manifest import Manifest
 
@@ -472,6 +473,8 @@ def test_a_worker_process_that_is_killed_is_followed_by_another_with_the_same_re
     keys.create(tmp_path / "keys")
     with sqlite_registry.transaction() as session:
         repository.initialise(session, tmp_path / "keys", clock.now())
+        (tmp_path / "trust").mkdir()
+        write_atomic(tmp_path / "trust" / "root.json", repository.trust_root(session))
     script = (
         "import sys; from pathlib import Path; from ebbflow.cloud.processes import settings, work;"
         "work.run(settings.CloudSettings.load(Path(sys.argv[1]), threads=1, lease_s=1.5,"
