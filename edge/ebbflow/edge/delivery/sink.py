@@ -10,7 +10,7 @@ from typing import BinaryIO
 from ebbflow.edge.delivery.files import READ_BYTES
 from ebbflow.edge.delivery.frames import Chunk
 
-_AHEAD = 8
+_AHEAD = 4
 """Chunks that may wait to be written; memory stays bounded however slow the disk is."""
 
 _SYNC_BYTES = 8 << 20
