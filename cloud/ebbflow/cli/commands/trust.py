@@ -38,11 +38,18 @@ class Role(Enum):
     TARGETS = "targets"
 
 
+def _signed_by(role: Any) -> str:
+    """How many signatures there are; a role without a file of its own, such as "feedback", signs plans of rounds."""
+    if not role.version:
+        return "signs plans"
+    return f"{sum(key.signed for key in role.keys)} of {len(role.keys)}, needs {role.threshold}"
+
+
 COLUMNS: list[Column] = [
     ("ROLE", lambda role: role.role),
     ("VERSION", lambda role: role.version or "-"),
     ("EXPIRES (UTC)", lambda role: when(role.expire_time)),
-    ("SIGNED BY", lambda role: f"{sum(k.signed for k in role.keys)} of {len(role.keys)}, needs {role.threshold}"),
+    ("SIGNED BY", _signed_by),
     ("KEYS", lambda role: " ".join(f"{k.key_id[:12]}{'' if k.signed or not role.version else '?'}" for k in role.keys)),
     ("TO DO", lambda role: role.action),
 ]
