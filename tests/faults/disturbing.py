@@ -185,9 +185,13 @@ def clock_of_an_agent_jumps(world: World, chance: random.Random, serving: int, t
 
 
 def clock_of_the_cloud_jumps(world: World, chance: random.Random, serving: int, target: int) -> None:
-    """By hours, ahead or back: leases, soak and signatures go on."""
-    world.cloud["clock_ns"] = chance.choice((13, 2, -1, -5)) * HOUR_NS
+    """By hours, ahead or back: leases, soak and signatures go on.
+
+    The rollout begins before the jump: to a clock that is hours back, certificates of today are not valid yet.
+    """
     world.roll_out(target)
+    time.sleep(chance.uniform(0, 0.5))
+    world.cloud["clock_ns"] = chance.choice((13, 2, -1, -5)) * HOUR_NS
     time.sleep(chance.uniform(0.5, 2))
     invariants.registry_is_sound(world)
 

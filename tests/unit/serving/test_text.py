@@ -1,6 +1,6 @@
 """Pieces of text join to the text, whatever its language and wherever its tokens break."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebbflow.common.student.tokens import Tokenizer
@@ -20,6 +20,8 @@ def test_pieces_join_to_the_text_and_hold_whole_characters(tokenizer: Tokenizer,
         assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 
+@example([97, 0, 0, 0, 0, 0, 0, 0, 129, 97])
+@example([97, 97, 97, 97, 97, 97, 97, 97, 129, 97])
 @given(st.lists(st.integers(0, 299), max_size=80))
 def test_any_tokens_at_all_join_to_what_they_decode_to(tokenizer: Tokenizer, tokens: list[int]) -> None:
     stream = TokenText(tokenizer.decode)

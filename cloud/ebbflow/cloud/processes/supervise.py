@@ -93,7 +93,8 @@ async def _end(child: Child, process: asyncio.subprocess.Process) -> None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), GRACE_S)
+        async with asyncio.timeout(GRACE_S):
+            await process.wait()
     except TimeoutError:
         _log.warning("cloud %s did not end within %.0f s", child.name, GRACE_S)
         process.kill()

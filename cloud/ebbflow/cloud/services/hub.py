@@ -120,7 +120,8 @@ class Hub:
             except Exception as error:  # noqa: BLE001 - whatever one agent sent, the lines of the others must live on
                 _log.error("the hub dropped a round of heartbeats: %s", describe(error))
             try:
-                await asyncio.wait_for(self._nudge.wait(), interval_s)
+                async with asyncio.timeout(interval_s):  # Python 3.11's wait_for may swallow a cancellation
+                    await self._nudge.wait()
             except TimeoutError:
                 continue
             self._nudge.clear()

@@ -31,5 +31,6 @@ async def changes(cloud: Cloud, read: Callable[[Session], Kind], ended: Callable
         if ended(now):
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(cloud.draining.wait(), POLL_S)
+            async with asyncio.timeout(POLL_S):
+                await cloud.draining.wait()
             raise EbbflowError(Reason.SERVER_UNAVAILABLE, "this replica is about to end; watch again")

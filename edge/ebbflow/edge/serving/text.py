@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character of UTF-8 has at most four bytes, so this many tokens without a whole one are broken text: let it out.
 _LONGEST_WAIT = 8
+_LARGEST_BEGINNING = 3
+"""Tokens of one byte that may be the beginning of a character."""
 
 
 class TokenText:
@@ -24,6 +26,8 @@ class TokenText:
 
     def push(self, token: int) -> str:
         """Returns the text that the token completes; empty inside a character."""
+        if self._done < len(self._tokens) and not self._decode([token]):
+            return ""  # a token without a text inside a character: it must not use up the wait for the rest
         self._tokens.append(token)
         return self._advance(whole=True)
 
@@ -36,10 +40,15 @@ class TokenText:
         after = self._decode(self._tokens[self._start :])
         if after == before and not after.endswith(_REPLACEMENT):  # a token without a text
             self._done = len(self._tokens)
-        waiting = whole and len(self._tokens) - self._done < _LONGEST_WAIT
-        if len(after) <= len(before) or (waiting and after.endswith(_REPLACEMENT)):
+        end = len(self._tokens)
+        if whole and after.endswith(_REPLACEMENT):
+            if end - self._done < _LONGEST_WAIT:
+                return ""
+            end -= _LARGEST_BEGINNING  # these may still become a character
+            after = self._decode(self._tokens[self._start : end])
+        if len(after) <= len(before):
             return ""
-        self._start, self._done = self._done, len(self._tokens)
+        self._start, self._done = self._done, end
         return after[len(before) :]
 
 
