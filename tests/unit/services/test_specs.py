@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebbflow.api.v1 import resources_pb2
@@ -64,6 +64,7 @@ def student(policy: RolloutPolicy) -> Student:
     )
 
 
+@example(RolloutPolicy(spread=Duration(seconds=1, nanos=-1)))
 @given(POLICIES)
 def test_whatever_comes_is_a_policy_or_refused_by_a_field(policy: RolloutPolicy) -> None:
     try:

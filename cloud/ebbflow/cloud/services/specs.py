@@ -91,8 +91,9 @@ def _on_halt(value: "rollout_pb2.OnHalt.ValueType") -> OnHalt:
 
 
 def _span(message: duration_pb2.Duration, field: str) -> dt.timedelta:
-    """A duration; one that a calendar cannot hold is refused."""
+    """A duration; one that a calendar cannot hold, or whose parts have two signs, is refused."""
     try:
+        message.ToJsonString()  # checks the rules of Duration
         return message.ToTimedelta()
     except (OverflowError, ValueError):
         raise EbbflowError(Reason.INVALID_REQUEST, f"{field} is out of range", field=field) from None
