@@ -3,6 +3,7 @@
 import random
 import signal
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from faults import invariants
@@ -42,7 +43,7 @@ def draw(chance: random.Random, operations: int, most: int) -> list[Blow]:
     return drawn
 
 
-class Victim:
+class Victim(ABC):
     """A machine, and the kills that wait for it."""
 
     processes: tuple[str, ...]
@@ -105,13 +106,13 @@ class Victim:
             pass
         return place_of(last, self.machine.disk)
 
+    @abstractmethod
     def title(self, process: str) -> str:
         """What died, for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recover(self, blow: Blow) -> None:
         """Checks what is left, and starts again."""
-        raise NotImplementedError
 
 
 class AgentVictim(Victim):
