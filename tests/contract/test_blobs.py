@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from ebbflow.cloud.blobs.base import CHUNK_BYTES, BlobStore
+from ebbflow.cloud.blobs.base import CHUNK_BYTES, BlobStore, PromptReader
 from ebbflow.cloud.blobs.local import LocalBlobStore
 from ebbflow.cloud.blobs.s3 import S3BlobStore
 from ebbflow.cloud.release.packing import pack_weights
@@ -64,6 +64,23 @@ def test_what_is_put_comes_back_from_any_offset(chunks: list[bytes], offset: int
     assert b"".join(store.open(blob.sha256, offset)) == data[offset:]
     with closing(store.reader(blob.sha256, offset)) as reader:
         assert b"".join(iter(lambda: reader.read(777), b"")) == data[offset:]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.binary(max_size=5000), offset=st.integers(0, 6000), turns=st.lists(st.booleans(), max_size=20))
+def test_a_reader_may_change_between_waiting_and_not(
+    data: bytes, offset: int, turns: list[bool], store: BlobStore
+) -> None:
+    blob = store.put([data])
+    came = b""
+    with closing(store.reader(blob.sha256, min(offset, len(data)))) as reader:
+        for prompt in turns:
+            if prompt and isinstance(reader, PromptReader):
+                came += reader.read_at_once(333) or b""
+            else:
+                came += reader.read(444)
+        came += b"".join(iter(lambda: reader.read(555), b""))
+    assert came == data[min(offset, len(data)) :]
 
 
 def test_putting_again_is_harmless(store: BlobStore) -> None:

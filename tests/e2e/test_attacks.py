@@ -31,6 +31,7 @@ from ebbflow.common.trust import ceremony, roles
 from ebbflow.common.trust.ceremony import Changes
 from ebbflow.common.trust.targets import path_of
 from ebbflow.edge.agent.runtime import Agent
+from ebbflow.edge.agent.waiting import Backoff, Pace
 
 pytestmark = pytest.mark.slow
 
@@ -257,6 +258,26 @@ async def test_slow_retrieval(scene: Scene, trickle: bool) -> None:
     await scene.answers(1)
     released.set()
     await until(lambda: scene.serves(2), LIMIT_S)  # a server that recovers is no attacker
+
+
+@pytest.mark.parametrize("trickle", [False, True])
+async def test_the_cloud_hears_what_holds_a_transfer_up_while_the_old_release_serves(
+    scene: Scene, trickle: bool
+) -> None:
+    sha256, released = scene.sha256(2, "int8"), threading.Event()
+    scene.blobs.slow[sha256] = (released, trickle)
+    scene.agent.cloud.source._silence_s = 0.5
+    # The next try begins without a reason: it is late enough for this one to be read.
+    scene.agent._look._backoff = Backoff(Pace(first_s=LIMIT_S, most_s=LIMIT_S))
+    await scene.refused(2, "DEADLINE_EXCEEDED")
+    said = scene.world.assignment(scene.name)
+    assert said.installation["state"] == "INSTALLATION_STATE_FETCHING"  # held up, and not the release's fault
+    assert said.serving_number == 1
+    released.set()
+    scene.world.assign(scene.name, 2)  # a hint: it need not wait for its next try
+    await until(lambda: scene.world.assignment(scene.name).serving_number == 2, LIMIT_S)
+    assert not scene.world.assignment(scene.name).installation.get("reason")
+    await scene.answers(2)
 
 
 BROKEN = {"empty": b"", "object": b"{}", "junk": b"\xff" * 100, "endless": b"x" * 6_000_000}

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ class Watched(io.BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.reads: list[int] = []
+        self.threads: list[int] = []
         self.go = threading.Event()
         self.go.set()
 
@@ -36,6 +38,7 @@ class Watched(io.BytesIO):
         self.go.wait(10)
         assert not self.closed
         self.reads.append(size or 0)
+        self.threads.append(threading.get_ident())
         return super().read(size)
 
 
@@ -68,6 +71,35 @@ async def test_one_chunk_is_read_ahead_and_no_more(pool: ThreadPoolExecutor) -> 
         await asyncio.sleep(0.1)
         assert len(reader.reads) == 2
     await _until_closed(reader)
+
+
+async def test_what_needs_no_waiting_is_never_left_to_a_thread(pool: ThreadPoolExecutor) -> None:
+    class Prompt(Watched):
+        """Has two of three chunks in the cache."""
+
+        def read_at_once(self, size_bytes: int) -> memoryview | None:
+            if self.tell() // MOST_CHUNK_BYTES % 3 == 2:
+                return None
+            return memoryview(super().read(size_bytes))
+
+    data = random.Random(7).randbytes(7 * MOST_CHUNK_BYTES + 5)
+    reader = Prompt(data)
+    messages = [message async for message in Transfers(pool).stream(reader)]
+    assert b"".join(ReadBlobResponse.FromString(message).chunk for message in messages) == data
+    assert reader.threads.count(threading.get_ident()) > len(reader.threads) - 4
+    await _until_closed(reader)
+
+
+async def test_a_stream_without_waiting_that_is_given_up_closes_the_file(pool: ThreadPoolExecutor) -> None:
+    class Prompt(Watched):
+        def read_at_once(self, size_bytes: int) -> memoryview | None:
+            return memoryview(super().read(size_bytes))
+
+    reader = Prompt(bytes(4 * MOST_CHUNK_BYTES))
+    async with aclosing(Transfers(pool).stream(reader)) as messages:
+        await anext(messages)
+        assert len(reader.reads) == 2
+    assert reader.closed
 
 
 async def test_a_stream_that_is_given_up_while_it_reads_closes_the_file_after_the_read(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -34,6 +34,15 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Gives the file or the connection back."""
+        ...
+
+
+@runtime_checkable
+class PromptReader(Reader, Protocol):
+    """One that knows whether a read would have to wait."""
+
+    def read_at_once(self, size_bytes: int, /) -> memoryview | None:
+        """Returns what `read` would, valid until the next call, or nothing if that has to wait for a disk."""
         ...
 
 

@@ -11,6 +11,9 @@ from ebbflow.cloud.blobs.base import CHUNK_BYTES, SHA256, Blob, Reader, checked
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import atomic, full_disk_named, sync_folder
 
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
+"""Linux: read only what is in the page cache."""
+
 
 class LocalBlobStore:
     """The default store. Several processes may share a folder."""
@@ -50,9 +53,7 @@ class LocalBlobStore:
 
     def reader(self, sha256: str, offset_bytes: int = 0) -> Reader:
         """See `BlobStore.reader`."""
-        file = self._existing(sha256).open("rb", buffering=0)
-        file.seek(offset_bytes)
-        return file
+        return _Reader(self._existing(sha256), offset_bytes)
 
     @contextmanager
     def lend(self, sha256: str, scratch: Path) -> Iterator[Path]:
@@ -93,6 +94,36 @@ class LocalBlobStore:
         temporary.replace(path)
         sync_folder(path.parent)
         sync_folder(self.folder)  # always: whoever made the folder may have died before its name was on the disk
+
+
+class _Reader:
+    """A `PromptReader`: what the page cache holds is read without a thread's hop."""
+
+    def __init__(self, path: Path, offset_bytes: int) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._offset_bytes = offset_bytes
+        self._buffer = bytearray()
+
+    def read(self, size_bytes: int) -> bytes:
+        chunk = os.pread(self._file.fileno(), size_bytes, self._offset_bytes)
+        self._offset_bytes += len(chunk)
+        return chunk
+
+    def read_at_once(self, size_bytes: int) -> memoryview | None:
+        if not _NO_WAIT:
+            return None
+        if len(self._buffer) < size_bytes:
+            self._buffer = bytearray(size_bytes)
+        view = memoryview(self._buffer)[:size_bytes]
+        try:
+            length = os.preadv(self._file.fileno(), [view], self._offset_bytes, _NO_WAIT)
+        except OSError:  # not in the cache (EAGAIN), or a file system that cannot tell (EOPNOTSUPP)
+            return None
+        self._offset_bytes += length
+        return view[:length]
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _chunks(path: Path, offset_bytes: int = 0) -> Iterator[bytes]:

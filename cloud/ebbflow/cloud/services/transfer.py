@@ -1,8 +1,8 @@
 """Streams a blob: a chunk is read while the one before it is on its way, in memory that does not grow.
 
-A chunk costs one hop to a file thread and one copy: it is framed there as the message that the contract names, so that
-neither protobuf nor the event loop touches the bytes again. Nothing is hashed, because every reader compares the whole
-with what was signed.
+What the page cache holds is read right here, anything else in a file thread. A chunk is framed as the message that the
+contract names when it is read, so that protobuf never touches the bytes. Nothing is hashed, because every reader
+compares the whole with what was signed.
 """
 
 import asyncio
@@ -11,12 +11,12 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from ebbflow.api.v1 import artefact_pb2 as pb
-from ebbflow.cloud.blobs.base import Reader
+from ebbflow.cloud.blobs.base import PromptReader, Reader
 
 MOST_CHUNK_BYTES = 1024 * 1024
 """What the contract allows, and the fastest on loopback."""
 LEAST_CHUNK_BYTES = 16 * 1024
-BUFFERED_BYTES = 32 * 1024 * 1024
+BUFFERED_BYTES = 48 * 1024 * 1024
 """What all streams of a process together may hold, up to the number at which chunks have become the shortest."""
 HELD_CHUNKS = 8
 """What one stream holds, in chunks, as measured: read, framed and read ahead here, framed and encrypted inside gRPC."""
@@ -54,15 +54,19 @@ class Transfers:
         async with self._counted():
             ahead = self._read(reader, most_bytes)
             try:
-                while message := await asyncio.shield(ahead):
+                while message := ahead if isinstance(ahead, bytes) else await asyncio.shield(ahead):
                     ahead = self._read(reader, most_bytes)
                     yield message
             finally:
-                # A read that still runs holds the reader; it is closed when that has ended.
-                ahead.add_done_callback(lambda done: _close(reader, done))
+                if isinstance(ahead, bytes):
+                    reader.close()
+                else:  # a read that still runs holds the reader; it is closed when that has ended
+                    ahead.add_done_callback(lambda done: _close(reader, done))
 
-    def _read(self, reader: Reader, most_bytes: int) -> "asyncio.Future[bytes]":
+    def _read(self, reader: Reader, most_bytes: int) -> "bytes | asyncio.Future[bytes]":
         size_bytes = min(self.chunk_bytes, most_bytes or MOST_CHUNK_BYTES)
+        if isinstance(reader, PromptReader) and (chunk := reader.read_at_once(size_bytes)) is not None:
+            return framed(chunk)
         return asyncio.get_running_loop().run_in_executor(self._pool, _next_message, reader, size_bytes)
 
     @asynccontextmanager
@@ -74,8 +78,10 @@ class Transfers:
             self._running -= 1
 
 
-def framed(chunk: bytes) -> bytes:
-    """Returns `ReadBlobResponse(chunk=chunk)` as protobuf serialises it."""
+def framed(chunk: bytes | memoryview) -> bytes:
+    """Returns `ReadBlobResponse(chunk=chunk)` as protobuf serialises it; nothing for no bytes, which end a stream."""
+    if not chunk:
+        return b""
     length, digits = len(chunk), bytearray()
     while length >= _MORE:
         digits.append(length & (_MORE - 1) | _MORE)
@@ -85,8 +91,7 @@ def framed(chunk: bytes) -> bytes:
 
 
 def _next_message(reader: Reader, size_bytes: int) -> bytes:
-    chunk = reader.read(size_bytes)
-    return framed(chunk) if chunk else b""
+    return framed(reader.read(size_bytes))
 
 
 def _close(reader: Reader, done: "asyncio.Future[bytes]") -> None:

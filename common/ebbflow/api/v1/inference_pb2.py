@@ -26,39 +26,43 @@ from ebbflow.api.v1 import resources_pb2 as ebbflow_dot_api_dot_v1_dot_resources
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65\x62\x62\x66low/api/v1/inference.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"{\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"p\n\x0fGenerateRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.ebbflow.api.v1.Sampling\x12\x10\n\x08user_key\x18\x04 \x01(\t\"\xa2\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x44\n\rfinish_reason\x18\x02 \x01(\x0e\x32-.ebbflow.api.v1.GenerateResponse.FinishReason\x12\x16\n\x0einteraction_id\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\r\"_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\"-\n\x0cScoreRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"M\n\rScoreResponse\x12\x17\n\x0ftoken_log_probs\x18\x01 \x03(\x02\x12\x12\n\ntext_bytes\x18\x02 \x01(\r\x12\x0f\n\x07release\x18\x03 \x01(\t\"X\n\x14RecordOutcomeRequest\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12(\n\x07outcome\x18\x02 \x01(\x0e\x32\x17.ebbflow.api.v1.Outcome\"\x17\n\x15RecordOutcomeResponse\"\x17\n\x15GetModelStatusRequest\"\x87\x02\n\x16GetModelStatusResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.ebbflow.api.v1.ModelStatus\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x1b\n\x13\x64isconnected_reason\x18\x03 \x01(\t\x12*\n\x08transfer\x18\x04 \x01(\x0b\x32\x18.ebbflow.api.v1.Transfer\x12\x17\n\x0f\x62\x61ndwidth_limit\x18\x05 \x01(\x04\x12\x34\n\x10next_window_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rfailed_deltas\x18\x07 \x01(\r\"\xb8\x01\n\x08Transfer\x12\x0f\n\x07release\x18\x01 \x01(\t\x12)\n\x03way\x18\x02 \x01(\x0e\x32\x1c.ebbflow.api.v1.Transfer.Way\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x12\n\ndone_bytes\x18\x04 \x01(\x04\"H\n\x03Way\x12\x13\n\x0fWAY_UNSPECIFIED\x10\x00\x12\x0c\n\x08WAY_FULL\x10\x01\x12\r\n\tWAY_DELTA\x10\x02\x12\x0f\n\x0bWAY_DERIVED\x10\x03\"\xbe\x01\n\x0bModelStatus\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12,\n\tprecision\x18\x03 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\r\x12\x37\n\x11last_installation\x18\x06 \x01(\x0b\x32\x1c.ebbflow.api.v1.Installation2\xe8\x02\n\x10InferenceService\x12O\n\x08Generate\x12\x1f.ebbflow.api.v1.GenerateRequest\x1a .ebbflow.api.v1.GenerateResponse0\x01\x12\x44\n\x05Score\x12\x1c.ebbflow.api.v1.ScoreRequest\x1a\x1d.ebbflow.api.v1.ScoreResponse\x12\\\n\rRecordOutcome\x12$.ebbflow.api.v1.RecordOutcomeRequest\x1a%.ebbflow.api.v1.RecordOutcomeResponse\x12_\n\x0eGetModelStatus\x12%.ebbflow.api.v1.GetModelStatusRequest\x1a&.ebbflow.api.v1.GetModelStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65\x62\x62\x66low/api/v1/inference.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x01\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x07 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x08 \x01(\x02\x12\x18\n\x10presence_penalty\x18\t \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\n \x01(\x02\x42\x07\n\x05_seed\"\xb8\x01\n\x0fGenerateRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12*\n\x08sampling\x18\x03 \x01(\x0b\x32\x18.ebbflow.api.v1.Sampling\x12\x10\n\x08user_key\x18\x04 \x01(\t\x12\x1a\n\rtop_log_probs\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x10\x61llow_escalation\x18\x06 \x01(\x08\x42\x10\n\x0e_top_log_probs\"\xe6\x02\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x44\n\rfinish_reason\x18\x02 \x01(\x0e\x32-.ebbflow.api.v1.GenerateResponse.FinishReason\x12\x16\n\x0einteraction_id\x18\x03 \x01(\t\x12\x0f\n\x07release\x18\x04 \x01(\t\x12\x15\n\rprompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\r\x12/\n\tlog_probs\x18\x07 \x03(\x0b\x32\x1c.ebbflow.api.v1.TokenLogProb\x12\x11\n\tescalated\x18\x08 \x01(\x08\"_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\"l\n\x0cTokenLogProb\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x10\n\x08log_prob\x18\x03 \x01(\x02\x12)\n\x03top\x18\x04 \x03(\x0b\x32\x1c.ebbflow.api.v1.TokenLogProb\"-\n\x0cScoreRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"M\n\rScoreResponse\x12\x17\n\x0ftoken_log_probs\x18\x01 \x03(\x02\x12\x12\n\ntext_bytes\x18\x02 \x01(\r\x12\x0f\n\x07release\x18\x03 \x01(\t\"X\n\x14RecordOutcomeRequest\x12\x16\n\x0einteraction_id\x18\x01 \x01(\t\x12(\n\x07outcome\x18\x02 \x01(\x0e\x32\x17.ebbflow.api.v1.Outcome\"\x17\n\x15RecordOutcomeResponse\"\x17\n\x15GetModelStatusRequest\"\x87\x02\n\x16GetModelStatusResponse\x12+\n\x06models\x18\x01 \x03(\x0b\x32\x1b.ebbflow.api.v1.ModelStatus\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x1b\n\x13\x64isconnected_reason\x18\x03 \x01(\t\x12*\n\x08transfer\x18\x04 \x01(\x0b\x32\x18.ebbflow.api.v1.Transfer\x12\x17\n\x0f\x62\x61ndwidth_limit\x18\x05 \x01(\x04\x12\x34\n\x10next_window_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rfailed_deltas\x18\x07 \x01(\r\"\xb8\x01\n\x08Transfer\x12\x0f\n\x07release\x18\x01 \x01(\t\x12)\n\x03way\x18\x02 \x01(\x0e\x32\x1c.ebbflow.api.v1.Transfer.Way\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x12\n\ndone_bytes\x18\x04 \x01(\x04\"H\n\x03Way\x12\x13\n\x0fWAY_UNSPECIFIED\x10\x00\x12\x0c\n\x08WAY_FULL\x10\x01\x12\r\n\tWAY_DELTA\x10\x02\x12\x0f\n\x0bWAY_DERIVED\x10\x03\"\x9a\x02\n\x0bModelStatus\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0f\n\x07release\x18\x02 \x01(\t\x12,\n\tprecision\x18\x03 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x05 \x01(\r\x12\x37\n\x11last_installation\x18\x06 \x01(\x0b\x32\x1c.ebbflow.api.v1.Installation\x12\x17\n\x0finstruction_set\x18\x07 \x01(\t\x12\x15\n\rengine_reason\x18\x08 \x01(\t\x12*\n\x08governor\x18\t \x01(\x0b\x32\x18.ebbflow.api.v1.Governor\"\x98\x01\n\x08Governor\x12*\n\x07offered\x18\x01 \x03(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x0f\n\x07threads\x18\x02 \x01(\r\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12/\n\x0b\x63hange_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xe8\x02\n\x10InferenceService\x12O\n\x08Generate\x12\x1f.ebbflow.api.v1.GenerateRequest\x1a .ebbflow.api.v1.GenerateResponse0\x01\x12\x44\n\x05Score\x12\x1c.ebbflow.api.v1.ScoreRequest\x1a\x1d.ebbflow.api.v1.ScoreResponse\x12\\\n\rRecordOutcome\x12$.ebbflow.api.v1.RecordOutcomeRequest\x1a%.ebbflow.api.v1.RecordOutcomeResponse\x12_\n\x0eGetModelStatus\x12%.ebbflow.api.v1.GetModelStatusRequest\x1a&.ebbflow.api.v1.GetModelStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ebbflow.api.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SAMPLING']._serialized_start=115
-  _globals['_SAMPLING']._serialized_end=238
-  _globals['_GENERATEREQUEST']._serialized_start=240
-  _globals['_GENERATEREQUEST']._serialized_end=352
-  _globals['_GENERATERESPONSE']._serialized_start=355
-  _globals['_GENERATERESPONSE']._serialized_end=645
-  _globals['_GENERATERESPONSE_FINISHREASON']._serialized_start=550
-  _globals['_GENERATERESPONSE_FINISHREASON']._serialized_end=645
-  _globals['_SCOREREQUEST']._serialized_start=647
-  _globals['_SCOREREQUEST']._serialized_end=692
-  _globals['_SCORERESPONSE']._serialized_start=694
-  _globals['_SCORERESPONSE']._serialized_end=771
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=773
-  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=861
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=863
-  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=886
-  _globals['_GETMODELSTATUSREQUEST']._serialized_start=888
-  _globals['_GETMODELSTATUSREQUEST']._serialized_end=911
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=914
-  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1177
-  _globals['_TRANSFER']._serialized_start=1180
-  _globals['_TRANSFER']._serialized_end=1364
-  _globals['_TRANSFER_WAY']._serialized_start=1292
-  _globals['_TRANSFER_WAY']._serialized_end=1364
-  _globals['_MODELSTATUS']._serialized_start=1367
-  _globals['_MODELSTATUS']._serialized_end=1557
-  _globals['_INFERENCESERVICE']._serialized_start=1560
-  _globals['_INFERENCESERVICE']._serialized_end=1920
+  _globals['_SAMPLING']._serialized_start=116
+  _globals['_SAMPLING']._serialized_end=335
+  _globals['_GENERATEREQUEST']._serialized_start=338
+  _globals['_GENERATEREQUEST']._serialized_end=522
+  _globals['_GENERATERESPONSE']._serialized_start=525
+  _globals['_GENERATERESPONSE']._serialized_end=883
+  _globals['_GENERATERESPONSE_FINISHREASON']._serialized_start=788
+  _globals['_GENERATERESPONSE_FINISHREASON']._serialized_end=883
+  _globals['_TOKENLOGPROB']._serialized_start=885
+  _globals['_TOKENLOGPROB']._serialized_end=993
+  _globals['_SCOREREQUEST']._serialized_start=995
+  _globals['_SCOREREQUEST']._serialized_end=1040
+  _globals['_SCORERESPONSE']._serialized_start=1042
+  _globals['_SCORERESPONSE']._serialized_end=1119
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_start=1121
+  _globals['_RECORDOUTCOMEREQUEST']._serialized_end=1209
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_start=1211
+  _globals['_RECORDOUTCOMERESPONSE']._serialized_end=1234
+  _globals['_GETMODELSTATUSREQUEST']._serialized_start=1236
+  _globals['_GETMODELSTATUSREQUEST']._serialized_end=1259
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_start=1262
+  _globals['_GETMODELSTATUSRESPONSE']._serialized_end=1525
+  _globals['_TRANSFER']._serialized_start=1528
+  _globals['_TRANSFER']._serialized_end=1712
+  _globals['_TRANSFER_WAY']._serialized_start=1640
+  _globals['_TRANSFER_WAY']._serialized_end=1712
+  _globals['_MODELSTATUS']._serialized_start=1715
+  _globals['_MODELSTATUS']._serialized_end=1997
+  _globals['_GOVERNOR']._serialized_start=2000
+  _globals['_GOVERNOR']._serialized_end=2152
+  _globals['_INFERENCESERVICE']._serialized_start=2155
+  _globals['_INFERENCESERVICE']._serialized_end=2515
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,10 @@ class Sampling(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to generate; 0 means 128."""
     temperature: _builtins.float
@@ -43,6 +47,14 @@ class Sampling(_message.Message):
     """Keep this many of the likeliest tokens; 0 keeps all."""
     seed: _builtins.int
     """Seed of the random choice; the same seed gives the same answer. Unset draws one."""
+    min_p: _builtins.float
+    """Keep the tokens whose probability is at least this share of the likeliest one's; 0 keeps all."""
+    repetition_penalty: _builtins.float
+    """Divides the logits of tokens that have come, or multiplies them where they are negative; 0 or 1 changes nothing."""
+    presence_penalty: _builtins.float
+    """Taken off the logits of tokens that the answer holds; from -2 to 2."""
+    frequency_penalty: _builtins.float
+    """Taken off the logits of tokens once for each time that the answer holds them; from -2 to 2."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Texts that end the answer; they are not part of it."""
@@ -56,10 +68,14 @@ class Sampling(_message.Message):
         top_k: _builtins.int = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int | None = ...,
+        min_p: _builtins.float = ...,
+        repetition_penalty: _builtins.float = ...,
+        presence_penalty: _builtins.float = ...,
+        frequency_penalty: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "min_p", b"min_p", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -77,6 +93,8 @@ class GenerateRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     USER_KEY_FIELD_NUMBER: _builtins.int
+    TOP_LOG_PROBS_FIELD_NUMBER: _builtins.int
+    ALLOW_ESCALATION_FIELD_NUMBER: _builtins.int
     student: _builtins.str
     """Student, such as "students/faq". Empty means the only one."""
     prompt: _builtins.str
@@ -84,6 +102,12 @@ class GenerateRequest(_message.Message):
     user_key: _builtins.str
     """The user who asks, in the application's words. Hashed with a key that never leaves the device. Requests without one
     share one user.
+    """
+    top_log_probs: _builtins.int
+    """Likeliest alternatives to tell beside each token's log-probability; unset tells none of them, 20 at most."""
+    allow_escalation: _builtins.bool
+    """The user agrees that the cloud's teacher may see this prompt, should the student be unsure. The agent's operator must
+    have allowed it too.
     """
     @_builtins.property
     def sampling(self) -> Global___Sampling:
@@ -96,12 +120,16 @@ class GenerateRequest(_message.Message):
         prompt: _builtins.str = ...,
         sampling: Global___Sampling | None = ...,
         user_key: _builtins.str = ...,
+        top_log_probs: _builtins.int | None = ...,
+        allow_escalation: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_log_probs", b"_top_log_probs", "sampling", b"sampling", "top_log_probs", b"top_log_probs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "sampling", b"sampling", "student", b"student", "user_key", b"user_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_log_probs", b"_top_log_probs", "allow_escalation", b"allow_escalation", "prompt", b"prompt", "sampling", b"sampling", "student", b"student", "top_log_probs", b"top_log_probs", "user_key", b"user_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__top_log_probs: _TypeAlias = _typing.Literal["top_log_probs"]  # noqa: Y015
+    _WhichOneofArgType__top_log_probs: _TypeAlias = _typing.Literal["_top_log_probs", b"_top_log_probs"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_log_probs) -> _WhichOneofReturnType__top_log_probs | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
@@ -140,6 +168,8 @@ class GenerateResponse(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    LOG_PROBS_FIELD_NUMBER: _builtins.int
+    ESCALATED_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text that has come since the last message."""
     finish_reason: Global___GenerateResponse.FinishReason.ValueType
@@ -152,6 +182,12 @@ class GenerateResponse(_message.Message):
     """Tokens of the prompt; set on the last message."""
     completion_tokens: _builtins.int
     """Tokens of the answer; set on the last message."""
+    escalated: _builtins.bool
+    """The cloud's teacher answered, not the student on the device."""
+    @_builtins.property
+    def log_probs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogProb]:
+        """The tokens whose text this is, where log-probabilities were asked for."""
+
     def __init__(
         self,
         *,
@@ -161,14 +197,52 @@ class GenerateResponse(_message.Message):
         release: _builtins.str = ...,
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
+        log_probs: _abc.Iterable[Global___TokenLogProb] | None = ...,
+        escalated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "finish_reason", b"finish_reason", "interaction_id", b"interaction_id", "prompt_tokens", b"prompt_tokens", "release", b"release", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "escalated", b"escalated", "finish_reason", b"finish_reason", "interaction_id", b"interaction_id", "log_probs", b"log_probs", "prompt_tokens", b"prompt_tokens", "release", b"release", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class TokenLogProb(_message.Message):
+    """A token of an answer and what could have stood in its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOG_PROB_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    """The token."""
+    token: _builtins.bytes
+    """Its bytes of UTF-8, which need not be whole characters."""
+    log_prob: _builtins.float
+    """Natural logarithm of its probability before temperature and penalties."""
+    @_builtins.property
+    def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogProb]:
+        """The likeliest tokens at this place, in falling order, without alternatives of their own."""
+
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+        log_prob: _builtins.float = ...,
+        top: _abc.Iterable[Global___TokenLogProb] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_prob", b"log_prob", "token", b"token", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenLogProb: _TypeAlias = TokenLogProb  # noqa: Y015
 
 @_typing.final
 class ScoreRequest(_message.Message):
@@ -415,6 +489,9 @@ class ModelStatus(_message.Message):
     ENGINE_FIELD_NUMBER: _builtins.int
     CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     LAST_INSTALLATION_FIELD_NUMBER: _builtins.int
+    INSTRUCTION_SET_FIELD_NUMBER: _builtins.int
+    ENGINE_REASON_FIELD_NUMBER: _builtins.int
+    GOVERNOR_FIELD_NUMBER: _builtins.int
     student: _builtins.str
     """Student, such as "students/faq"."""
     release: _builtins.str
@@ -425,9 +502,17 @@ class ModelStatus(_message.Message):
     """Engine that computes: "native" or "torch"."""
     context_tokens: _builtins.int
     """Longest context in tokens."""
+    instruction_set: _builtins.str
+    """Instruction set that the native engine uses, such as "avx512" or "dotprod"."""
+    engine_reason: _builtins.str
+    """Why a slower engine computes than the native one; empty if it is that."""
     @_builtins.property
     def last_installation(self) -> _resources_pb2.Installation:
         """The last installation, of this release or of one that failed."""
+
+    @_builtins.property
+    def governor(self) -> Global___Governor:
+        """How precision and threads are chosen. Unset if the engine has one precision and a fixed number of threads."""
 
     def __init__(
         self,
@@ -438,11 +523,56 @@ class ModelStatus(_message.Message):
         engine: _builtins.str = ...,
         context_tokens: _builtins.int = ...,
         last_installation: _resources_pb2.Installation | None = ...,
+        instruction_set: _builtins.str = ...,
+        engine_reason: _builtins.str = ...,
+        governor: Global___Governor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_installation", b"last_installation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["governor", b"governor", "last_installation", b"last_installation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "engine", b"engine", "last_installation", b"last_installation", "precision", b"precision", "release", b"release", "student", b"student"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "engine", b"engine", "engine_reason", b"engine_reason", "governor", b"governor", "instruction_set", b"instruction_set", "last_installation", b"last_installation", "precision", b"precision", "release", b"release", "student", b"student"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
+
+@_typing.final
+class Governor(_message.Message):
+    """What the governor of a student has decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFERED_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    threads: _builtins.int
+    """Threads that compute now."""
+    pinned: _builtins.bool
+    """An operator holds the precision where it is."""
+    reason: _builtins.str
+    """Why it is as it is, in plain words."""
+    @_builtins.property
+    def offered(self) -> _containers.RepeatedScalarFieldContainer[_resources_pb2.Precision.ValueType]:
+        """Precisions that it may choose, best first."""
+
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last changed something."""
+
+    def __init__(
+        self,
+        *,
+        offered: _abc.Iterable[_resources_pb2.Precision.ValueType] | None = ...,
+        threads: _builtins.int = ...,
+        pinned: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "offered", b"offered", "pinned", b"pinned", "reason", b"reason", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Governor: _TypeAlias = Governor  # noqa: Y015
