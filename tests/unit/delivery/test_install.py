@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_on_the_way_keeps_the_old_release(world: World, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fdatasync", full)
         with pytest.raises(EbbflowError) as caught:
             device.install(2)
     assert caught.value.reason is Reason.DISK_FULL

@@ -1,6 +1,5 @@
 """Brings one file onto the device: resumed after any cut, never longer than said, hashed before it counts."""
 
-import os
 import random
 import time
 from collections.abc import Callable, Collection
@@ -103,11 +102,9 @@ class Downloader:
     def _fill(self, file: SignedFile, partial: Path) -> None:
         """Completes and verifies a partial file; deletes it when its bytes are of no use any more."""
         try:
-            with full_disk_named(partial), partial.open("a+b") as opened:
-                with Sink(opened) as sink:
-                    self._receive(file, sink)
-                    sink.settle()
-                os.fsync(opened.fileno())
+            with full_disk_named(partial), partial.open("a+b") as opened, Sink(opened) as sink:
+                self._receive(file, sink)
+                sink.settle()
             if sink.hexdigest() != file.sha256:
                 raise EbbflowError(Reason.ARTEFACT_UNTRUSTED, f"the bytes do not hash to the signed {file.sha256}")
         except EbbflowError as error:
