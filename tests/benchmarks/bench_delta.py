@@ -8,8 +8,9 @@ trainer and the packing of the product. Each makes one update:
     medium  200 steps at 1e-4
     large   1,000 steps at 1e-4
 
-The rate is constant, which makes updates larger than the product's schedule does. Every delta is applied again and
-compared with the file that it stands for. zstd runs in an environment of its own.
+With --seeds the first two are made again with each seed, for the loss alone. The rate is constant, which makes updates
+larger than the product's schedule does. Every delta is applied again and compared with the file that it stands for.
+zstd runs in an environment of its own.
 """
 
 import os
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import argparse
 import copy
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,10 +191,13 @@ def update_ratio(base: Student, target: Student, codes: Path) -> float:
     return float(change.pow(2).mean().sqrt()) / float(np.median(np.concatenate(steps)))
 
 
+SEVERAL = ("small", "medium")
+"""Updates that are made with several seeds."""
+CODED: tuple[Precision, ...] = ("int8", "int4")
 UPDATES = {"small": (200, 1e-5), "medium": (200, 1e-4), "large": (1000, 1e-4)}
 
 
-def run(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Distils, packs and measures; sizes by update and precision, and losses by update."""
     zstd = environments.python("zstd", [ZSTANDARD])
     world = World(folder / "teacher", max(1, int(options.teacher_steps * options.scale)))
@@ -210,8 +216,52 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, dict[s
         for precision in ("int8", "int4"):
             losses[name][precision] = world.loss(load_student(release.kept[precision]))
             losses[name][f"{precision} fresh"] = world.loss(load_student(release.fresh[precision]))
+    over = [loss_over_fresh(world, begun, base, folder / f"seed {seed}", options.scale, seed) for seed in options.seeds]
     show(sizes, losses)
-    return {**sizes, "loss": losses}
+    show_over_fresh(over)
+    return {**sizes, "loss": losses, "over fresh": mean_over_fresh(over)}
+
+
+Over = dict[str, dict[str, float]]
+"""Loss with kept scales less that with fresh ones, in nats per token, by update and precision."""
+
+
+def loss_over_fresh(world: World, begun: Student, base: Release, folder: Path, scale: float, seed: int) -> Over:
+    """Distils the updates of 200 steps once more with another seed, and compares the losses of both kinds of scales."""
+    folder.mkdir()
+    over: Over = {}
+    for name in SEVERAL:
+        steps, rate = UPDATES[name]
+        student = world.distil(begun, recipe(Constant, max(1, int(steps * scale)), rate, seed))
+        release = pack(student, folder / name, base)
+        over[name] = {
+            precision: world.loss(load_student(release.kept[precision]))
+            - world.loss(load_student(release.fresh[precision]))
+            for precision in CODED
+        }
+        say(f"seed {seed}, {name}: {over[name]}")
+    return over
+
+
+def show_over_fresh(over: Sequence[Over]) -> None:
+    """Prints each seed's row."""
+    table = Table(title="Held-out loss over that with fresh scales, nats per token", caption="one row for each seed")
+    columns = [(name, precision) for name in SEVERAL for precision in CODED]
+    for name, precision in columns:
+        table.add_column(f"{name} {precision}", justify="right")
+    for row in over:
+        table.add_row(*(f"{row[name][precision]:+.5f}" for name, precision in columns))
+    Console(width=120).print(table)
+
+
+def mean_over_fresh(over: Sequence[Over]) -> dict[str, float]:
+    """Means over the seeds and their standard errors, by metric; nothing for fewer than two seeds."""
+    found: dict[str, float] = {}
+    for name, precision in ((name, precision) for name in SEVERAL for precision in CODED if len(over) > 1):
+        values = [row[name][precision] for row in over]
+        found[f"{precision}_{name}_loss_over_fresh_mean"] = round(statistics.fmean(values), 5)
+        found[f"{precision}_{name}_loss_over_fresh_error"] = round(statistics.stdev(values) / len(values) ** 0.5, 5)
+    return found
 
 
 def show(sizes: Mapping[str, Mapping[str, Mapping[str, float]]], losses: Mapping[str, Mapping[str, float]]) -> None:
@@ -237,7 +287,7 @@ def show(sizes: Mapping[str, Mapping[str, Mapping[str, float]]], losses: Mapping
     console.print(table)
 
 
-def summary(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+def summary(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The last line: our figures, the rivals', and how many times shorter ours is."""
     metrics: dict[str, float] = {}
     rivals: dict[str, float] = {}
@@ -252,8 +302,9 @@ def summary(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str,
             ratios[f"{key}_vs_zstd_19"] = round(row["full_19"] / row["ours"], 2)
             ratios[f"{key}_vs_patch_from"] = round(min(row["patch_from_3"], row["patch_from_19"]) / row["ours"], 2)
         loss = found["loss"][name]
-        for precision in ("int8", "int4"):
+        for precision in CODED:
             metrics[f"{precision}_{name}_loss_over_fresh"] = round(loss[precision] - loss[f"{precision} fresh"], 5)
+    metrics |= found["over fresh"]
     metrics["over_entropy_pct"] = metrics["int4_small_over_entropy_pct"]
     return {"metrics": metrics, "rivals": rivals, "ratios": ratios}
 
@@ -269,6 +320,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--base-steps", type=int, default=700, help="steps of the first distillation")
     parser.add_argument("--teacher-steps", type=int, default=420, help="steps of the teacher's training")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps, to try it quickly")
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[], help="such as 11,12,13"
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 leaves its own choice")
     options = parser.parse_args(arguments)
     if options.threads:
