@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from ebbflow.cloud.release import keys, publish
 from ebbflow.cloud.services import listeners
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.hub import Hub
+from ebbflow.common.codes.artefact import Precision
 from ebbflow.common.privacy.calibration import complete_policy
 from ebbflow.common.trust.manifest import Manifest, ManifestVariant, Probe
 from ebbflow.common.trust.targets import path_of, variant_path
@@ -97,9 +98,17 @@ class CloudWorld:
                 )
             )
 
-    def publish(self, number: int, student_id: str = "faq", *, probe_loss: float | None = None) -> None:
+    def publish(
+        self,
+        number: int,
+        student_id: str = "faq",
+        *,
+        probe_loss: float | None = None,
+        layers: int = 1,
+        precisions: Sequence[Precision] = ("int8",),
+    ) -> None:
         """Packs, signs and publishes a release; a wrong `probe_loss` makes it one that devices refuse."""
-        targets = self._pack(number, student_id, probe_loss)
+        targets = self._pack(number, student_id, probe_loss, layers, precisions)
         with self.cloud.registry.transaction() as session:
             session.add(_distillation(number, student_id))
             session.flush()
@@ -110,19 +119,20 @@ class CloudWorld:
             publish.approve(session, self.signers["gate"], proposal, now=now())
             assert publish.publish(session, self.signers["online"], now())
 
-    def _pack(self, number: int, student_id: str, probe_loss: float | None) -> dict[str, Any]:
-        weights = self.folder / f"{student_id}-{number}.int8.safetensors"
-        tiny_students.write_student(weights, self.tokenizer, seed=number)
-        if probe_loss is None:
-            engine = load_engine(weights, threads=1)
-            probe_loss = PROBE.mean([sequence_loss(engine, token_ids) for token_ids in PROBE.token_ids])
-        variant = ManifestVariant(variant_path(student_id, number, "int8"), weights.stat().st_size, probe_loss)
-        config = tiny_students.config_of(self.tokenizer).to_hf()
-        files = {
-            "int8": weights.read_bytes(),
-            "tokenizer": self.tokenizer.to_bytes(),
-            "manifest": Manifest(student_id, number, config, {"int8": variant}, PROBE).to_json(),
-        }
+    def _pack(
+        self, number: int, student_id: str, probe_loss: float | None, layers: int, precisions: Sequence[Precision]
+    ) -> dict[str, Any]:
+        files = {"tokenizer": self.tokenizer.to_bytes()}
+        variants: dict[str, ManifestVariant] = {}
+        for precision in precisions:
+            weights = self.folder / f"{student_id}-{number}.{precision}.safetensors"
+            tiny_students.write_student(weights, self.tokenizer, number, precision, layers=layers)
+            loss = _probe_loss(weights) if probe_loss is None else probe_loss
+            files[precision] = weights.read_bytes()
+            path = variant_path(student_id, number, precision)
+            variants[precision] = ManifestVariant(path, weights.stat().st_size, loss)
+        config = tiny_students.config_of(self.tokenizer, layers).to_hf()
+        files["manifest"] = Manifest(student_id, number, config, variants, PROBE).to_json()
         blobs = {kind: self.cloud.blobs.put([data]) for kind, data in files.items()}
         return {
             path_of(student_id, number, kind): {"sha256": blob.sha256, "size_bytes": blob.size_bytes, "kind": kind}
@@ -169,6 +179,11 @@ class CloudWorld:
         """Settings of a device with free ports."""
         free = {"http_listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0", "cores": 1, "grace_s": 5}
         return AgentSettings(state=self.folder / name, **{**free, **settings})
+
+
+def _probe_loss(weights: Path) -> float:
+    engine = load_engine(weights, threads=1)
+    return PROBE.mean([sequence_loss(engine, token_ids) for token_ids in PROBE.token_ids])
 
 
 def _distillation(number: int, student_id: str) -> Distillation:

@@ -14,13 +14,13 @@ def train_tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, 300)
 
 
-def config_of(tokenizer: Tokenizer) -> StudentConfig:
-    """The shape: one layer, a context of 512 tokens."""
+def config_of(tokenizer: Tokenizer, layers: int = 1) -> StudentConfig:
+    """The shape: a context of 512 tokens."""
     return StudentConfig(
         vocab_size=tokenizer.size,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
@@ -28,11 +28,11 @@ def config_of(tokenizer: Tokenizer) -> StudentConfig:
     )
 
 
-def write_student(path: Path, tokenizer: Tokenizer, seed: int, precision: Precision = "int8") -> None:
+def write_student(path: Path, tokenizer: Tokenizer, seed: int, precision: Precision = "int8", layers: int = 1) -> None:
     """Writes the artefact of a random student."""
     from ebbflow.common.student.model import Student
 
-    config = config_of(tokenizer)
+    config = config_of(tokenizer, layers)
     weights = Student.random(config, seed=seed, std=0.3).state_dict()
     arrays = {name: weights[name].float().numpy() for name in config.tensor_shapes()}
     write_variant(path, arrays, config, precision)

@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from rollout_world import EVERYBODY, Fleet, Plane, refused
 
 from ebbflow.api.v1 import rollout_pb2, student_pb2
 from ebbflow.api.v1.student_pb2_grpc import StudentServiceStub
-from ebbflow.cloud.registry.tables import Student
+from ebbflow.cloud.registry.tables import AuditEntry, Student
 from ebbflow.common.errors import Reason
 
 SHAPE = student_pb2.Architecture(
@@ -47,6 +48,35 @@ async def test_a_student_is_created_and_shown_with_its_policy(plane: Plane) -> N
     request.student.rollout_policy.kept_releases = 1001
     error = await refused(stub.CreateStudent(request))
     assert (error.reason, error.metadata["field"]) == (Reason.INVALID_REQUEST, "kept_releases")
+
+
+async def test_only_an_owner_allows_agents_to_escalate_and_no_student_begins_with_it(plane: Plane) -> None:
+    plane.student("other")
+    with plane.registry.reading() as session:
+        corpus_sha256 = bytes.fromhex(session.get_one(Student, "other").corpus_sha256)
+    operator = StudentServiceStub(plane.admin("operator").channel)
+    allowed = student_pb2.EscalationPolicy(allowed=True)
+    student = student_pb2.Student(
+        teacher="/models/teacher", architecture=SHAPE, corpus_sha256=corpus_sha256, escalation_policy=allowed
+    )
+    made = await operator.CreateStudent(student_pb2.CreateStudentRequest(student_id="faq", student=student))
+    assert not made.student.escalation_policy.allowed
+    request = student_pb2.UpdateEscalationPolicyRequest(name="students/faq", escalation_policy=allowed)
+    assert (await refused(operator.UpdateEscalationPolicy(request))).reason is Reason.ROLE_INSUFFICIENT
+    owner = StudentServiceStub(plane.admin("owner").channel)
+    for policy in (allowed, student_pb2.EscalationPolicy()):
+        request.escalation_policy.CopyFrom(policy)
+        assert (await owner.UpdateEscalationPolicy(request)).student.escalation_policy == policy
+        shown = await operator.GetStudent(student_pb2.GetStudentRequest(name="students/faq"))
+        assert shown.student.escalation_policy == policy
+        assert shown.student.rollout_policy == made.student.rollout_policy
+    with plane.registry.reading() as session:
+        audited = session.scalars(sa.select(AuditEntry).where(AuditEntry.method.endswith("UpdateEscalationPolicy")))
+        assert [(entry.resource, entry.code) for entry in audited] == [
+            ("students/faq", "PERMISSION_DENIED"),
+            ("students/faq", "OK"),
+            ("students/faq", "OK"),
+        ]
 
 
 async def test_an_owner_replaces_the_policy_and_later_rollouts_keep_to_it(plane: Plane) -> None:

@@ -34,11 +34,17 @@ def connect(context: typer.Context) -> "Iterator[AdminClient]":
     # gRPC's C core writes its own log lines on the terminal unless told otherwise before it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from ebbflow.client.admin import AdminClient
+
+    with AdminClient.from_context(context_file(context)) as client:
+        yield client
+
+
+def context_file(context: typer.Context) -> Path:
+    """Returns the file that --context, EBBFLOW_CONTEXT or the user's configuration names."""
     from ebbflow.client.context import find_context
 
     explicit: Path | None = context.find_root().params.get("context")
-    with AdminClient.from_context(find_context(explicit)) as client:
-        yield client
+    return find_context(explicit)
 
 
 def request_id() -> str:

@@ -117,6 +117,10 @@ class Reason(Enum):
     BATCH_REFUSED = Entry(
         Code.INVALID_ARGUMENT, "The batch breaks its plan. Update the agent; its payload was not kept."
     )
+    ESCALATION_FORBIDDEN = Entry(
+        Code.PERMISSION_DENIED,
+        "An owner allows it: `ebbflow student escalation STUDENT --allow`; until then the student answers.",
+    )
     BUDGET_EXHAUSTED = Entry(Code.RESOURCE_EXHAUSTED, "The window's budget is spent; the next window renews it.")
     PLAN_UNTRUSTED = Entry(Code.FAILED_PRECONDITION, "The plan's signature does not verify; the agent stays silent.")
     PLAN_INVALID = Entry(Code.FAILED_PRECONDITION, "The agent stays silent. Open a round whose plan is sound.")

@@ -1,7 +1,7 @@
 """A real `ebbflow cloud serve` with a published release of the wanted size, and agents enrolled with it."""
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from delivery_world import a_manifest, weights_of
 
 from ebbflow.cloud.registry.tables import Release
 from ebbflow.cloud.services.cloud import Cloud
+from ebbflow.common.codes.artefact import Precision
 from ebbflow.common.trust.targets import path_of
 from ebbflow.edge.agent.enrol import Wish, enrol
 from ebbflow.edge.agent.profile import device_profile
@@ -36,7 +37,9 @@ class BigRelease(CloudWorld):
         with self.cloud.registry.reading() as session:
             return dict(session.get_one(Release, (STUDENT, RELEASE)).targets)
 
-    def _pack(self, number: int, student_id: str, probe_loss: float | None) -> dict[str, Any]:
+    def _pack(
+        self, number: int, student_id: str, probe_loss: float | None, layers: int, precisions: Sequence[Precision]
+    ) -> dict[str, Any]:
         weights = weights_of(number, self.size_mb * _MIB)
         files = {
             "int8": weights,

@@ -80,3 +80,32 @@ def test_a_limit_or_window_that_is_none_is_named(tmp_path: Path, line: str) -> N
         AgentSettings.load(path)
     assert caught.value.reason is Reason.CONFIG_INVALID
     assert line.split(" ", maxsplit=1)[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "field"),
+    [
+        ('escalate = ["faq"]', "teacher"),
+        ('escalate = ["students/faq"]\nteacher = "cloud.example:8445"', "escalate"),
+        ('teacher = "cloud.example"', "teacher"),
+        ('teacher = "cloud.example:0"', "teacher"),
+        ('teacher = "cloud.example:99999"', "teacher"),
+        ("escalate_below = 1.5", "escalate_below"),
+        ("escalate_most = 0", "escalate_most"),
+        ("escalate_timeout_s = 0", "escalate_timeout_s"),
+    ],
+)
+def test_escalation_needs_students_a_teacher_and_sound_limits(lines: str, field: str, tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(lines)
+    with pytest.raises(EbbflowError) as caught:
+        AgentSettings.load(path)
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    assert field in str(caught.value)
+
+
+def test_no_device_escalates_by_itself(tmp_path: Path) -> None:
+    assert AgentSettings.load(None, tmp_path).escalate == ()
+    path = tmp_path / "agent.toml"
+    path.write_text('escalate = ["faq"]\nteacher = "cloud.example:8445"\n')
+    assert AgentSettings.load(path).escalate == ("faq",)

@@ -89,7 +89,7 @@ async def test_outside_its_window_an_agent_defers_says_until_when_and_serves_on(
 
 
 async def test_a_transfer_stops_at_the_end_of_its_window_and_goes_on_when_the_next_one_opens(cloud: CloudWorld) -> None:
-    settings = cloud.device(bandwidth_limit="20kB/s")
+    settings = cloud.device(bandwidth_limit="8kB/s")
     name = await enrolled(cloud, settings)
     cloud.student()
     cloud.publish(1)

@@ -350,3 +350,24 @@ def test_a_policy_can_be_taken_back(ask: Run, prepared: PreparedCloud) -> None:
     assert ask("student", "policy", "faq", *rules).code == 0
     sent = prepared.asked[-1].rollout_policy
     assert (sent.approval_required, len(sent.phases), len(sent.windows), sent.kept_releases) == (False, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed", "said"), [("--allow", True, "allowed"), ("--forbid", False, "forbidden")]
+)
+def test_escalation_is_allowed_and_forbidden_by_one_word(
+    option: str, allowed: bool, said: str, ask: Run, prepared: PreparedCloud
+) -> None:
+    prepared.answers["UpdateEscalationPolicy"] = lambda request: student_pb2.UpdateEscalationPolicyResponse(
+        student=student_pb2.Student(escalation_policy=request.escalation_policy)
+    )
+    shown = ask("student", "escalation", "faq", option)
+    assert (shown.code, shown.out.strip()) == (0, said), shown.err
+    (sent,) = prepared.asked
+    assert (sent.name, sent.escalation_policy.allowed) == ("students/faq", allowed)
+
+
+def test_escalation_is_shown_without_being_changed(ask: Run, prepared: PreparedCloud) -> None:
+    prepared.answers["GetStudent"] = student_pb2.GetStudentResponse(student=student_pb2.Student(name="students/faq"))
+    assert ask("student", "escalation", "faq").out.strip() == "forbidden"
+    assert len(prepared.asked) == 1

@@ -197,3 +197,13 @@ def test_bf16_refuses_what_is_not_finite(wrong: float) -> None:
 @pytest.mark.parametrize(("shape", "coded"), [((3, 32), True), ((3, 33), False), ((64,), False), ((1, 2, 32), False)])
 def test_matrices_whose_width_is_a_multiple_of_32_are_coded(shape: tuple[int, ...], coded: bool) -> None:
     assert quantise.can_code(shape) is coded
+
+
+@given(CODES8, st.integers(0, 1000))
+def test_nibbles_by_table_are_those_by_arithmetic(codes8: npt.NDArray[np.int8], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scales8 = rng.uniform(0, 100, (codes8.shape[0], codes8.shape[1] // 32)).astype(np.float16)
+    codes4, scales4 = quantise.derive_int4(codes8, scales8)
+    packed, scales = quantise.derive_nibbles(codes8, scales8)
+    np.testing.assert_array_equal(packed, quantise.pack_nibbles(codes4))
+    np.testing.assert_array_equal(scales, scales4)

@@ -1,5 +1,6 @@
 """Choosing an engine."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -7,12 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import torch
+from engine_support import assert_same, twin_logits, write_artefact
 
-from ebbflow.common.codes.artefact import write_variant
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.config import StudentConfig
-from ebbflow.common.student.model import Student
+from ebbflow.edge.engine import load
+from ebbflow.edge.engine.base import StepEntry
 from ebbflow.edge.engine.load import load_engine
 from ebbflow.edge.engine.loss import sequence_loss
 
@@ -30,16 +31,39 @@ CONFIG = StudentConfig(
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("artefact") / "weights"
-    student = Student.random(CONFIG, seed=3, std=0.2)
-    write_variant(path, {name: tensor.numpy() for name, tensor in student.state_dict().items()}, CONFIG, "int4")
-    return path
+    return write_artefact(tmp_path_factory.mktemp("artefact") / "weights", CONFIG, "int4")
 
 
-@pytest.mark.parametrize("prefer", ["auto", "torch"])
-def test_the_torch_engine_serves_where_torch_is(artefact: Path, prefer: Any) -> None:
+@pytest.mark.parametrize(("prefer", "name"), [("auto", "native"), ("native", "native"), ("torch", "torch")])
+def test_the_native_engine_serves_unless_torch_is_asked_for(artefact: Path, prefer: Any, name: str) -> None:
     engine = load_engine(artefact, prefer, threads=1, context_tokens=16, memory_limit_bytes=1 << 20)
-    assert (engine.name, engine.precision, engine.context_tokens) == ("torch", "int4", 16)
+    assert (engine.name, engine.precision, engine.context_tokens, engine.threads) == (name, "int4", 16, 1)
+    assert (engine.reason == "") == (name == "native")
+
+
+def test_without_kernels_torch_serves_and_says_why(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "find_library", lambda: None)
+    engine = load_engine(artefact)
+    assert (engine.name, engine.instruction_set) == ("torch", "")
+    assert "not compiled" in engine.reason
+    with pytest.raises(EbbflowError, match="C compiler") as caught:
+        load_engine(artefact, "native")
+    assert caught.value.reason is Reason.CONFIG_INVALID
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"head_dim": 1026}, "1026 wide"), ({"hidden_size": 33}, "33 is odd"), ({"intermediate_size": 7}, "7 is odd")],
+)
+def test_torch_serves_a_shape_that_the_kernels_do_not_take(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    path = write_artefact(tmp_path / "weights", dataclasses.replace(CONFIG, **change), "int8")
+    engine = load_engine(path, threads=1)
+    assert engine.name == "torch"
+    assert named in engine.reason
+    found = engine.step([StepEntry(engine.open(), [1, 2, 3], "all")])[0]
+    assert_same(found, twin_logits(path, [[1, 2, 3]])[0])
+    with pytest.raises(EbbflowError, match=named):
+        load_engine(path, "native")
 
 
 def test_an_unknown_engine_is_refused(artefact: Path) -> None:
@@ -48,32 +72,31 @@ def test_an_unknown_engine_is_refused(artefact: Path) -> None:
     assert caught.value.reason is Reason.CONFIG_INVALID
 
 
-def test_without_torch_the_missing_extra_is_named(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_and_kernels_the_missing_extra_is_named(artefact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    assert load_engine(artefact, threads=1).name == "native"
+    monkeypatch.setattr(load, "find_library", lambda: None)
     with pytest.raises(EbbflowError, match="edge-torch") as caught:
         load_engine(artefact)
     assert caught.value.reason is Reason.EXTRA_MISSING
 
 
-def test_importing_the_engine_room_does_not_import_torch() -> None:
-    modules = "base, load, loss"
-    code = f"import sys; from ebbflow.edge.engine import {modules}; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=False).returncode
-        == 0
-    )
+NATIVE_WORK = """
+import pathlib, sys
+from ebbflow.edge.engine import base, loss
+from ebbflow.edge.engine.load import load_engine
+with load_engine(pathlib.Path(sys.argv[1]), threads=1, precision="int4") as engine:
+    engine.switch(engine.prepare("int4"))
+    engine.embed([1, 2])
+    print(engine.name, loss.sequence_loss(engine, [1, 2, 3]) > 0, "torch" in sys.modules)
+"""
 
 
-def test_the_loss_is_torchs_cross_entropy(artefact: Path) -> None:
-    from ebbflow.common.codes.twin import load_student
-
-    tokens = torch.randint(0, 64, (150,), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = torch.nn.functional.cross_entropy(load_student(artefact)(tokens[None, :-1])[0], tokens[1:]).item()
-    engine = load_engine(artefact)
-    assert sequence_loss(engine, tokens.tolist()) == pytest.approx(expected, abs=1e-5)
-    assert engine.open() == 0, "the slot is closed again"
+def test_the_native_engine_works_without_importing_torch(artefact: Path) -> None:
+    command = [sys.executable, "-c", NATIVE_WORK, str(artefact)]
+    done = subprocess.run(command, env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("native True False", "")
 
 
 def test_the_loss_of_one_token_is_refused(artefact: Path) -> None:

@@ -3,7 +3,7 @@
 A new field is a decision and not an oversight: say here where its value comes from.
 """
 
-from ebbflow.api.v1 import agent_pb2, resources_pb2
+from ebbflow.api.v1 import agent_pb2, resources_pb2, teacher_pb2
 
 TELEMETRY = {
     "uptime_s": "the process",
@@ -32,6 +32,15 @@ PROFILE = {
     "agent_version": "the agent's software",
 }
 
+ESCALATED = {
+    "student": "the cloud",
+    "prompt": "the user, who has agreed to it for this request",
+    "max_tokens": "the request",
+    "temperature": "the request",
+    "seed": "the request, or chance",
+    "stop": "the request",
+}
+
 
 def fields(message: type) -> set[str]:
     return {field.name for field in message.DESCRIPTOR.fields}  # type: ignore[attr-defined]
@@ -49,3 +58,8 @@ def test_the_control_line_carries_nothing_else() -> None:
     assert fields(agent_pb2.Heartbeat) == {"telemetry"}
     assert fields(agent_pb2.ReportInstallationRequest) == {"installation"}
     assert fields(agent_pb2.GetDesiredStateRequest) == {"profile"}
+
+
+def test_an_escalated_question_says_nothing_of_who_asks() -> None:
+    assert fields(teacher_pb2.EscalateRequest) == set(ESCALATED)
+    assert fields(teacher_pb2.GetEscalationRequest) == {"student"}

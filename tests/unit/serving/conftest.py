@@ -2,12 +2,18 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import grpc
 import openai
 import pytest
 import tiny_students
 
+from ebbflow.api.v1 import inference_pb2 as pb
+from ebbflow.api.v1 import inference_pb2_grpc, resources_pb2
+from ebbflow.common.rpc.server import add_health_and_reflection, bind, make_server
 from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.edge.engine.base import Logits, StepEntry
 from ebbflow.edge.engine.load import load_engine
@@ -17,6 +23,7 @@ from ebbflow.edge.serving.http import create_app
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.lane import Limits
 from ebbflow.edge.serving.model import Model
+from ebbflow.edge.serving.rpc import SERVICE, InferenceServicer
 from ebbflow.edge.serving.server import HttpServer
 
 
@@ -44,6 +51,12 @@ def model(artefacts: dict[int, Path], tokenizer: Tokenizer) -> Callable[..., Mod
         return Model(student, f"{student}/releases/{number}", engine, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_engine(artefacts: dict[int, Path], tokenizer: Tokenizer) -> Model:
+    """A model for all examples of a property; whoever changes its engine puts it back."""
+    return Model("students/faq", "students/faq/releases/1", load_engine(artefacts[1], threads=1), tokenizer)
 
 
 @pytest.fixture
@@ -90,3 +103,34 @@ async def client(server: HttpServer) -> AsyncIterator[openai.AsyncOpenAI]:
     """The real client, without retries."""
     async with openai.AsyncOpenAI(base_url=f"http://{server.address}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@dataclass
+class Status:
+    connected: bool = False
+    disconnected_reason: str = "AGENT_QUARANTINED"
+
+    def last_installations(self) -> dict[str, resources_pb2.Installation]:
+        failed = resources_pb2.Installation(student="students/new", reason="DISK_FULL")
+        return {"students/new": failed}
+
+    def transfers(self) -> pb.GetModelStatusResponse:
+        return pb.GetModelStatusResponse(bandwidth_limit=2_000_000)
+
+
+@pytest.fixture
+async def channel(hub: Hub, store: FeedbackStore) -> AsyncIterator[grpc.aio.Channel]:
+    server = make_server()
+    servicer = InferenceServicer(hub, Answering(hub, store), store, Status())
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    add_health_and_reflection(server, [SERVICE])
+    port = bind(server, "127.0.0.1:0", None)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(1)
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> Any:
+    return inference_pb2_grpc.InferenceServiceStub(channel)

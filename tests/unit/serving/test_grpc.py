@@ -1,8 +1,7 @@
 """InferenceService as a real channel sees it, with health and reflection for everybody else's tools."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -11,50 +10,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ebbflow.api.v1 import inference_pb2 as pb
-from ebbflow.api.v1 import inference_pb2_grpc, resources_pb2
+from ebbflow.api.v1 import resources_pb2
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.rpc.errors import from_rpc_error
-from ebbflow.common.rpc.server import add_health_and_reflection, bind, make_server
 from ebbflow.edge.engine.loss import sequence_loss
-from ebbflow.edge.feedback.store import FeedbackStore
-from ebbflow.edge.serving.answering import Answering
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
-from ebbflow.edge.serving.rpc import SERVICE, InferenceServicer
+from ebbflow.edge.serving.rpc import SERVICE
 
 Make = Callable[..., Model]
 Stub = Any
-
-
-@dataclass
-class Status:
-    connected: bool = False
-    disconnected_reason: str = "AGENT_QUARANTINED"
-
-    def last_installations(self) -> dict[str, resources_pb2.Installation]:
-        failed = resources_pb2.Installation(student="students/new", reason="DISK_FULL")
-        return {"students/new": failed}
-
-    def transfers(self) -> pb.GetModelStatusResponse:
-        return pb.GetModelStatusResponse(bandwidth_limit=2_000_000)
-
-
-@pytest.fixture
-async def channel(hub: Hub, store: FeedbackStore) -> AsyncIterator[grpc.aio.Channel]:
-    server = make_server()
-    servicer = InferenceServicer(hub, Answering(hub, store), store, Status())
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
-    add_health_and_reflection(server, [SERVICE])
-    port = bind(server, "127.0.0.1:0", None)
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel
-    await server.stop(1)
-
-
-@pytest.fixture
-def stub(channel: grpc.aio.Channel) -> Stub:
-    return inference_pb2_grpc.InferenceServiceStub(channel)
 
 
 async def refusal(call: Any) -> EbbflowError:
@@ -115,11 +80,12 @@ async def test_errors_carry_their_reason(stub: Stub, hub: Hub, model: Make) -> N
 
 
 async def test_status_lists_what_serves_and_what_failed(stub: Stub, hub: Hub, model: Make) -> None:
-    hub.swap(model())
+    hub.swap(one := model())
     found = await stub.GetModelStatus(pb.GetModelStatusRequest())
     assert [status.student for status in found.models] == ["students/faq", "students/new"]
     serving, failed = found.models
-    assert (serving.engine, serving.context_tokens) == ("torch", 512)
+    assert (serving.engine, serving.context_tokens) == (one.engine.name, 512)
+    assert bool(serving.instruction_set) is not bool(serving.engine_reason), "only a slower engine needs a reason"
     assert serving.precision == resources_pb2.PRECISION_INT8
     assert failed.last_installation.reason == "DISK_FULL"
     assert (found.connected, found.disconnected_reason) == (False, "AGENT_QUARANTINED")
@@ -129,13 +95,12 @@ async def test_a_caller_that_cancels_ends_its_generation(
     stub: Stub, hub: Hub, model: Make, slow: Callable[[Model], Model]
 ) -> None:
     hub.swap(slow(model()))
-    call = stub.Generate(pb.GenerateRequest(prompt="Use", sampling=pb.Sampling(max_tokens=500, temperature=1)))
-    lane = hub.batcher("")._lanes[0]
+    call = stub.Generate(pb.GenerateRequest(prompt="Use", sampling=pb.Sampling(max_tokens=500)))
     async with asyncio.timeout(5):
-        while not lane._running:  # noqa: ASYNC110 - another thread runs it
+        while not hub.batcher("").load().running:  # noqa: ASYNC110 - another thread runs it
             await asyncio.sleep(0.01)
         call.cancel()
-        while lane._running:  # noqa: ASYNC110 - likewise
+        while hub.batcher("").load().running:  # noqa: ASYNC110 - likewise
             await asyncio.sleep(0.01)
 
 
@@ -147,3 +112,41 @@ async def test_health_and_reflection_need_none_of_our_code(channel: grpc.aio.Cha
     answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
     names = {entry.name async for answer in answers for entry in answer.list_services_response.service}
     assert SERVICE in names
+
+
+async def test_log_probabilities_come_with_their_text(stub: Stub, hub: Hub, model: Make) -> None:
+    hub.swap(one := model())
+    sampling = pb.Sampling(max_tokens=20, temperature=1, seed=5, min_p=0.01, repetition_penalty=1.2)
+    request = pb.GenerateRequest(prompt="Grüße 🦊", sampling=sampling, top_log_probs=2)
+    messages = [message async for message in stub.Generate(request)]
+    found = [entry for message in messages for entry in message.log_probs]
+    text = "".join(message.text for message in messages)
+    assert b"".join(entry.token for entry in found).decode(errors="replace").startswith(text.rstrip("\ufffd"))
+    assert all(len(entry.top) == 2 and entry.log_prob <= 0 for entry in found)
+    assert all(one.tokenizer.token_bytes(entry.token_id) == entry.token for entry in found)
+    request.ClearField("top_log_probs")
+    plain = [message async for message in stub.Generate(request)]
+    assert "".join(message.text for message in plain) == text
+    assert not any(message.log_probs for message in plain)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        pb.Sampling(min_p=2),
+        pb.Sampling(repetition_penalty=-1),
+        pb.Sampling(presence_penalty=3),
+        pb.Sampling(frequency_penalty=float("nan")),
+        pb.Sampling(top_p=-0.5),
+        pb.Sampling(max_tokens=2**32 - 1),
+        pb.Sampling(stop=[""]),
+    ],
+    ids=lambda sampling: sampling.ListFields()[0][0].name,
+)
+async def test_a_bad_option_is_named(stub: Stub, hub: Hub, model: Make, sampling: pb.Sampling) -> None:
+    hub.swap(model())
+    error = await refusal(stub.Generate(pb.GenerateRequest(prompt="a", sampling=sampling)))
+    assert error.reason is Reason.INVALID_REQUEST
+    assert error.metadata["field"] in {field.name for field, _ in sampling.ListFields()}
+    many = pb.GenerateRequest(prompt="a", top_log_probs=21)
+    assert (await refusal(stub.Generate(many))).reason is Reason.INVALID_REQUEST

@@ -61,11 +61,27 @@ async def test_an_unknown_model_is_not_found(client: openai.AsyncOpenAI, hub: Hu
         ({"extra_body": {"top_k": -1}}, "top_k"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop"),
-        ({"n": 2}, "n"),
-        ({"logprobs": 3}, "logprobs"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"prompt": [SECRET, SECRET]}, "prompt"),
-        ({"prompt": [1, 2, 3]}, "prompt"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": 9, "prompt": [SECRET, SECRET]}, "prompt"),
+        ({"best_of": 3}, "best_of"),
+        ({"suffix": "end"}, "suffix"),
+        ({"logprobs": 21}, "top_logprobs"),
+        ({"logprobs": -1}, "top_logprobs"),
+        ({"logprobs": 1, "echo": True}, "echo"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"100000": 1}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
+        ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty"),
+        ({"extra_body": {"min_p": 1.5}}, "min_p"),
+        ({"extra_body": {"timeout_s": 0}}, "timeout_s"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [1, 2, 10**6]}, "prompt"),
+        ({"prompt": [1, -2]}, "prompt"),
+        ({"prompt": [[1, 2], "text"]}, "prompt"),
+        ({"prompt": [True, False]}, "prompt"),
         ({"user": "x" * 600}, "user"),
     ],
 )
@@ -171,6 +187,15 @@ async def test_a_key_is_asked_for_where_one_is_configured(hub: Hub, model: Make,
             assert found.json()["error"]["code"] == "invalid_api_key"
         right = await http.get("/models", headers={b"Authorization": "Bearer sésame".encode()})
         assert right.status_code == 200
+    async with openai.AsyncOpenAI(base_url=f"http://{server.address}/v1", api_key="guess", max_retries=0) as stranger:
+        for ask in (
+            stranger.completions.create(model="faq", prompt="a"),
+            stranger.chat.completions.create(model="faq", messages=[{"role": "user", "content": "a"}]),
+            stranger.embeddings.create(model="faq", input="a"),
+            stranger.models.list(),
+        ):
+            with pytest.raises(openai.AuthenticationError):
+                await ask
     await server.stop()
 
 

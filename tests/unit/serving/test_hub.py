@@ -8,10 +8,11 @@ import pytest
 
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.engine.base import Logits
+from ebbflow.edge.serving.generation import Generation
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
 from ebbflow.edge.serving.sampling import Sampling
-from ebbflow.edge.serving.sequences import Event, Failed, Generation
+from ebbflow.edge.serving.sequences import Event, Failed
 
 Make = Callable[..., Model]
 
@@ -54,7 +55,7 @@ def test_who_waits_when_the_agent_stops_hears_so(hub: Hub, model: Make) -> None:
     hub.swap(one)
     events: list[Event] = []
     batcher = hub.batcher("faq")
-    batcher.submit(one, Generation(one, "a", Sampling(max_tokens=400), events.append))
+    batcher.submit(Generation(one, "a", Sampling(max_tokens=400), events.append))
     future = batcher.embed([1, 2])
     stopping = threading.Thread(target=hub.stop)
     stopping.start()
@@ -66,6 +67,4 @@ def test_who_waits_when_the_agent_stops_hears_so(hub: Hub, model: Make) -> None:
     assert events[-1].error.reason is Reason.AGENT_STOPPING
     assert future.done()
     assert reason_of(lambda: batcher.embed([1])) is Reason.AGENT_STOPPING
-    assert reason_of(lambda: batcher.submit(one, Generation(one, "a", Sampling(), events.append))) is (
-        Reason.AGENT_STOPPING
-    )
+    assert reason_of(lambda: batcher.submit(Generation(one, "a", Sampling(), events.append))) is (Reason.AGENT_STOPPING)

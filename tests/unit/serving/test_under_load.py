@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
@@ -65,11 +66,12 @@ async def test_a_retired_engine_is_let_go_once_its_last_request_is_answered(
     hub.swap(model(2))
     chunks = [chunk async for chunk in stream]
     assert {chunk.model for chunk in chunks} == {"students/faq/releases/1"}
-    await until(lambda: [lane.model.release for lane in batcher._lanes] == ["students/faq/releases/2"])
+    await until(lambda: batcher._scheduler.releases == ["students/faq/releases/2"])
 
 
 def slots(hub: Hub) -> int:
-    return sum(len(lane._running) + len(lane._queue) for lane in hub.batcher("faq")._lanes)
+    load = hub.batcher("faq").load()
+    return load.running + load.queued
 
 
 async def test_a_client_that_goes_away_ends_its_generation(
@@ -130,3 +132,41 @@ async def test_a_removed_student_answers_to_the_end_and_is_gone(
     assert (await running).choices[0].finish_reason
     await until(lambda: not batcher._thread.is_alive())
     assert [entry async for entry in client.models.list()] == []
+
+
+async def test_a_stream_that_is_closed_ends_all_its_choices(
+    client: openai.AsyncOpenAI, hub: Hub, model: Make, slow: Callable[[Model], Model]
+) -> None:
+    """As applications do when their user presses stop; other answers go on."""
+    hub.swap(slow(model()))
+    ask: dict[str, Any] = {"model": "faq", "prompt": "Use", "max_tokens": 500, "temperature": 0}
+    staying = asyncio.create_task(client.completions.create(**{**ask, "max_tokens": 100}))
+    stream = await client.completions.create(**ask, n=3, stream=True)
+    await anext(stream)
+    assert slots(hub) == 4
+    await stream.close()
+    await until(lambda: slots(hub) == 1, limit_s=2)
+    assert (await staying).choices[0].finish_reason
+    chat = await client.chat.completions.create(
+        model="faq", messages=[{"role": "user", "content": "Hi"}], max_tokens=500, stream=True
+    )
+    await anext(chat)
+    await chat.close()
+    await until(lambda: slots(hub) == 0, limit_s=2)
+
+
+async def test_who_is_answered_when_the_agent_stops_hears_so(
+    client: openai.AsyncOpenAI, hub: Hub, model: Make, slow: Callable[[Model], Model]
+) -> None:
+    hub.swap(slow(model()))
+    ask: dict[str, Any] = {"model": "faq", "prompt": "Use", "max_tokens": 500, "temperature": 0}
+    whole = asyncio.create_task(client.completions.create(**ask))
+    stream = await client.completions.create(**ask, stream=True)
+    await until(lambda: slots(hub) == 2)
+    await asyncio.to_thread(hub.stop)
+    found = await asyncio.gather(whole, return_exceptions=True)
+    assert isinstance(found[0], openai.InternalServerError)
+    assert (found[0].status_code, found[0].code) == (503, "agent_stopping")
+    with pytest.raises(openai.APIError) as caught:
+        _ = [chunk async for chunk in stream]
+    assert caught.value.code == "agent_stopping"

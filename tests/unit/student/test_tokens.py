@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.tokens import Tokenizer
@@ -131,3 +131,23 @@ def test_a_missing_file_or_a_damaged_one_beside_it_is_refused(trained: Tokenizer
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(EbbflowError, match=r"tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+@given(st.text())
+def test_the_bytes_of_tokens_join_to_the_text(trained: Tokenizer, text: str) -> None:
+    assert b"".join(map(trained.token_bytes, trained.encode(text, bos=True))) == text.encode()
+
+
+def test_tokens_that_stand_for_no_text_have_no_bytes(trained: Tokenizer) -> None:
+    assert {trained.token_bytes(token) for token in (0, 1, 2, 10**6)} == {b""}
+
+
+def test_tokens_of_other_kinds_have_their_bytes_too() -> None:
+    vocabulary = {"</s>": 0, "<unk>": 1, "<0xE6>": 2, "\u2581a": 3, "bc": 4}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(["</s>"])
+    backend.add_tokens(["<think> \u00fc"])
+    tokenizer = Tokenizer(backend)
+    assert [tokenizer.token_bytes(token) for token in (0, 2, 3, 4)] == [b"", b"\xe6", b" a", b"bc"]
+    assert tokenizer.token_bytes(tokenizer.encode("<think> \u00fc")[0]) == "<think> \u00fc".encode()

@@ -43,8 +43,8 @@ async def connect(teacher: Teacher, sqlite_registry: Registry, tmp_path: Path) -
         tmp_path, teacher_listen="localhost:0", teacher_tokens_per_minute=TOKENS_PER_MINUTE, teacher_max_batch=4
     )
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
-    standing = teach.standing_in(sqlite_registry)
-    server = asyncio.create_task(teach.teach(settings, teacher, authority, standing, stop, ready))
+    rules = teach.Rules.of(sqlite_registry)
+    server = asyncio.create_task(teach.teach(settings, teacher, authority, rules, stop, ready))
     address = await ready
     channels: list[Any] = []
 

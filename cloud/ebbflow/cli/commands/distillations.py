@@ -10,6 +10,7 @@ from ebbflow.cli import values
 from ebbflow.cli.commands import releases
 from ebbflow.cli.options import Limit, Output, connect, example, group, request_id
 from ebbflow.cli.output import Column, Format, print_list, print_one, say, when, word
+from ebbflow.cli.release_state import check
 from ebbflow.cli.watching import WATCH_S, Reading, follow, remaining
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -95,7 +96,7 @@ def start(
         _print(output, made)
         if wait:
             _check(made)
-            releases.check(releases.await_gate(client, made.release))
+            check(releases.await_gate(client, made.release))
 
 
 @app.command(epilog=example("ebbflow distillation watch 6f0a"))

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ebbflow.cli import release_diff, values
+from ebbflow.cli.commands import release_export
 from ebbflow.cli.options import Limit, Output, Yes, confirm, connect, example, group
 from ebbflow.cli.output import Column, Format, print_list, print_one, say, when, word
+from ebbflow.cli.release_state import check, state_of
 from ebbflow.cli.watching import Reading, follow
-from ebbflow.common.errors import EbbflowError, Reason
 
 if TYPE_CHECKING:
     from ebbflow.client.admin import AdminClient
 
 app = group("Releases: immutable results of distillations.", "ebbflow release list faq")
+app.add_typer(release_export.app)
 
 POLL_S = 1.0
 COMPARE_S = 600.0
@@ -22,12 +24,6 @@ COMPARE_S = 600.0
 UNDECIDED = frozenset({"packed", "proposed"})
 """States in which the gate has not decided."""
 Name = Annotated[str, typer.Argument(metavar="RELEASE", help='Such as "faq/3".')]
-
-
-def _state(release: Any) -> str:
-    from ebbflow.api.v1.release_pb2 import Release
-
-    return word(Release.State, release.state)
 
 
 def _bits(release: Any) -> str:
@@ -39,7 +35,7 @@ def _bits(release: Any) -> str:
 
 COLUMNS: list[Column] = [
     ("NAME", lambda release: release.name),
-    ("STATE", _state),
+    ("STATE", state_of),
     ("BITS PER BYTE", _bits),
     ("FEEDBACK EPSILON", lambda release: f"{release.card.feedback_epsilon:g}"),
     ("CREATED (UTC)", lambda release: when(release.create_time)),
@@ -161,25 +157,12 @@ def await_gate(client: "AdminClient", name: str) -> Any:
             yield client.releases.GetRelease(GetReleaseRequest(name=name)).release
             time.sleep(POLL_S)
 
-    return follow(name, stream, _reading, lambda release: _state(release) not in UNDECIDED)
-
-
-def check(release: Any) -> None:
-    """Ends the command with the right exit code.
-
-    Raises:
-        EbbflowError: RELEASE_NOT_PUBLISHED or RELEASE_REVOKED, exit code 5, unless the release is published.
-    """
-    state = _state(release)
-    if state != "published":
-        reason = Reason.RELEASE_REVOKED if state == "revoked" else Reason.RELEASE_NOT_PUBLISHED
-        message = f"{release.name} {state}" + (f": {release.reason}" if release.reason else "")
-        raise EbbflowError(reason, message, name=release.name)
+    return follow(name, stream, _reading, lambda release: state_of(release) not in UNDECIDED)
 
 
 def _reading(release: Any) -> Reading:
     """Two signatures are wanted: the distiller's and the gate's."""
-    state = _state(release)
+    state = state_of(release)
     signed = {"packed": 0, "proposed": 1, "published": 2}.get(state, 1)
     note = {
         "packed": "waits for the distiller's signature",

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from ebbflow.cli import values
-from ebbflow.cli.commands import student_policy
+from ebbflow.cli.commands import student_escalation, student_policy
 from ebbflow.cli.options import Limit, Output, connect, example, group, request_id
 from ebbflow.cli.output import Column, Format, print_list, print_one, say, when
 from ebbflow.common.errors import EbbflowError, Reason
 
 app = group("Students: named lines of small models.", "ebbflow student list")
 app.add_typer(student_policy.app)
+app.add_typer(student_escalation.app)
 
 COLUMNS: list[Column] = [
     ("NAME", lambda student: student.name),

@@ -21,7 +21,7 @@ from ebbflow.cloud.distillation.trainer import Trainer
 from ebbflow.cloud.registry.tables import Distillation, Json, Release, Student
 from ebbflow.cloud.teacher.model import Teacher, load_tokenizer
 from ebbflow.common import names
-from ebbflow.common.codes.twin import load_student
+from ebbflow.common.codes.twin import load_weights
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student import model
 from ebbflow.common.student.checkpoint import load_checkpoint
@@ -134,7 +134,7 @@ def _student(order: Order, tokenizer: Tokenizer, seed: int, blobs: BlobStore, sc
         with TemporaryDirectory(dir=scratch) as folder:
             path = Path(folder) / "base.safetensors"
             blobs.fetch(_sha256(order.base, "bf16"), path)
-            return load_student(path).requires_grad_(True).train()
+            return load_weights(path).requires_grad_(True).train()
     if shape.initial_checkpoint:
         return load_checkpoint(Path(shape.initial_checkpoint)).train()
     config = StudentConfig(

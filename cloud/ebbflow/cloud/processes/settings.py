@@ -59,6 +59,12 @@ class CloudSettings(BaseSettings):
     teacher: str = Field(default="", description="Folder or hub name of the teacher that `cloud teach` serves.")
     teacher_listen: str = Field(default="127.0.0.1:8445", description="Address of the teacher service.")
     teacher_tokens_per_minute: int = Field(default=200_000, ge=1, description="Quota of one caller of the teacher.")
+    escalation_tokens_per_minute: int = Field(
+        default=20_000, ge=1, description="Quota of one agent that escalates questions to the teacher."
+    )
+    escalation_tokens_per_minute_of_all: int = Field(
+        default=200_000, ge=1, description="Quota of all agents together that escalate."
+    )
     teacher_max_batch: int = Field(default=16, ge=1, description="Most sequences that the teacher computes at once.")
 
     heartbeat_interval_s: int = Field(default=30, ge=1, description="Seconds between an agent's heartbeats.")

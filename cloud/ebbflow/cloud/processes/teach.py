@@ -3,6 +3,9 @@
 import asyncio
 import datetime as dt
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
 
@@ -14,10 +17,11 @@ from ebbflow.cloud.processes.settings import CloudSettings
 from ebbflow.cloud.processes.work import use_threads
 from ebbflow.cloud.registry import clock
 from ebbflow.cloud.registry.engine import Registry
-from ebbflow.cloud.services.authorise import check_standing
+from ebbflow.cloud.services.authorise import OURS_ALONE, check_standing
 from ebbflow.cloud.teacher import answers
 from ebbflow.cloud.teacher.admission import AdmissionInterceptor, Standing
 from ebbflow.cloud.teacher.batcher import Batcher
+from ebbflow.cloud.teacher.escalation import Escalations, Permission, Quotas, may_escalate
 from ebbflow.cloud.teacher.model import Teacher
 from ebbflow.cloud.teacher.quota import Quota
 from ebbflow.cloud.teacher.service import TeacherService
@@ -28,6 +32,46 @@ from ebbflow.common.rpc.server import add_health_and_reflection, bind, make_serv
 _log = logging.getLogger(__name__)
 
 SERVICE = "ebbflow.api.v1.TeacherService"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the registry says of callers; nothing is remembered between calls."""
+
+    standing: Standing
+    permission: Permission
+
+    @classmethod
+    def of(cls, registry: Registry) -> "Rules":
+        """Asks a registry, in threads."""
+
+        def check(peer: Peer) -> None:
+            with _ours_alone(), registry.reading() as session:
+                check_standing(session, peer, clock.now())
+
+        def look(agent_id: str, student_id: str) -> bool:
+            with _ours_alone(), registry.reading() as session:
+                return may_escalate(session, agent_id, student_id)
+
+        async def standing(peer: Peer) -> None:
+            await asyncio.to_thread(check, peer)
+
+        async def permission(agent_id: str, student_id: str) -> bool:
+            return await asyncio.to_thread(look, agent_id, student_id)
+
+        return cls(standing, permission)
+
+
+@contextmanager
+def _ours_alone() -> Iterator[None]:
+    """Faults of the cloud's own machine name paths and addresses: the log gets them, no caller does."""
+    try:
+        yield
+    except EbbflowError as error:
+        if words := OURS_ALONE.get(error.reason):
+            _log.error("a caller of the teacher cannot be checked: %s", error)
+            raise EbbflowError(error.reason, words) from error
+        raise
 
 
 def run(settings: CloudSettings) -> None:
@@ -48,7 +92,7 @@ def run(settings: CloudSettings) -> None:
     _log.info("loaded %s from %s", teacher.architecture, teacher.source)
 
     async def until_stopped() -> None:
-        await teach(settings, teacher, authority, standing_in(registry), stop_on_signals())
+        await teach(settings, teacher, authority, Rules.of(registry), stop_on_signals())
 
     try:
         asyncio.run(until_stopped())
@@ -60,7 +104,7 @@ async def teach(
     settings: CloudSettings,
     teacher: Teacher,
     authority: Authority,
-    standing: Standing,
+    rules: Rules,
     stop: asyncio.Event,
     ready: "asyncio.Future[str] | None" = None,
 ) -> None:
@@ -73,8 +117,12 @@ async def teach(
         lambda jobs: answers.answer(teacher, jobs), max_batch=settings.teacher_max_batch
     )
     try:
-        server = make_server([AdmissionInterceptor(standing)])
-        service = TeacherService(teacher, batcher, Quota(settings.teacher_tokens_per_minute))
+        server = make_server([AdmissionInterceptor(rules.standing)])
+        quotas = Quotas(
+            Quota(settings.escalation_tokens_per_minute), Quota(settings.escalation_tokens_per_minute_of_all)
+        )
+        escalations = Escalations(teacher, batcher, rules.permission, quotas)
+        service = TeacherService(teacher, batcher, Quota(settings.teacher_tokens_per_minute), escalations)
         teacher_pb2_grpc.add_TeacherServiceServicer_to_server(service, server)
         health = add_health_and_reflection(server, [SERVICE])
         port = bind(server, settings.teacher_listen, _credentials(settings, authority))
@@ -85,19 +133,6 @@ async def teach(
         await serve_until(stop, [server], [health])
     finally:
         await asyncio.to_thread(batcher.close)
-
-
-def standing_in(registry: Registry) -> Standing:
-    """Returns the check of a certificate against the registry; nothing is remembered between calls."""
-
-    def check(peer: Peer) -> None:
-        with registry.reading() as session:
-            check_standing(session, peer, clock.now())
-
-    async def standing(peer: Peer) -> None:
-        await asyncio.to_thread(check, peer)
-
-    return standing
 
 
 def _credentials(settings: CloudSettings, authority: Authority) -> grpc.ServerCredentials:

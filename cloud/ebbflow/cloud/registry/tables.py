@@ -140,6 +140,8 @@ class Student(Base):
     """RolloutPolicy."""
     min_release: Mapped[int] = mapped_column(default=0)
     """Lowest release that an owner asked the signers to allow; 0 if nobody did."""
+    escalation_policy: Mapped[Json] = mapped_column(default_factory=dict)
+    """EscalationPolicy."""
 
 
 class Distillation(Base):

@@ -58,6 +58,7 @@ _BY_SERVICE: dict[str, dict[str, Rule]] = {
         "GetStudent": _READ,
         "ListStudents": _READ,
         "UpdateRolloutPolicy": _OWN,
+        "UpdateEscalationPolicy": _OWN,
     },
     "DistillationService": {
         "CreateDistillation": _OPERATE,

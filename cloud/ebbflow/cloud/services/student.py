@@ -113,6 +113,20 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
 
         return await self._cloud.change(work)
 
+    async def UpdateEscalationPolicy(
+        self, request: pb.UpdateEscalationPolicyRequest, context: Context
+    ) -> pb.UpdateEscalationPolicyResponse:
+        """Replaces whether agents may ask the teacher; holds from the next question on."""
+        student_id = names.parse(request.name, "students")
+
+        def work(session: Session, _: dt.datetime) -> pb.UpdateEscalationPolicyResponse:
+            row = find(session, student_id)
+            row.escalation_policy = to_json(request.escalation_policy)
+            session.flush()
+            return pb.UpdateEscalationPolicyResponse(student=students.student(row))
+
+        return await self._cloud.change(work)
+
     def _topics(self, sha256: bytes) -> list[str]:
         if len(sha256) != _SHA256_BYTES:
             message = f"student.corpus_sha256 must have {_SHA256_BYTES} bytes"

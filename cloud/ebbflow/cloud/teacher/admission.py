@@ -1,4 +1,4 @@
-"""Who may ask the teacher: admins who may operate, and servers of this cloud."""
+"""Who may ask the teacher what: operators and servers of this cloud; agents may escalate, and only that."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,6 +9,8 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.peers import Identity, Peer
 
 _GUARDED = "/ebbflow.api.v1.TeacherService/"
+AGENTS_MAY = frozenset({"GetEscalation", "Escalate"})
+"""What agents may call, and nobody else."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Standing = Callable[[Peer], Awaitable[None]]
@@ -37,26 +39,32 @@ class AdmissionInterceptor(grpc.aio.ServerInterceptor):
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wraps the handler of a call of the teacher's service; all of them are unary."""
         handler: grpc.RpcMethodHandler[Any, Any] | None = await continuation(handler_call_details)
-        if handler is None or not str(handler_call_details.method).startswith(_GUARDED):
+        path = str(handler_call_details.method)
+        if handler is None or not path.startswith(_GUARDED):
             return handler
         behaviour: Any = handler.unary_unary
 
         async def guarded(request: Any, context: Context) -> Any:
             peer = Peer.from_auth_context(context.auth_context())
             await self._standing(peer)
-            check_role(peer.identity)
+            check_role(peer.identity, path.removeprefix(_GUARDED))
             return await behaviour(request, context)
 
         wrapped: grpc.RpcMethodHandler[Any, Any] = handler._replace(unary_unary=guarded)  # type: ignore[attr-defined]
         return wrapped
 
 
-def check_role(identity: Identity) -> None:
-    """Refuses agents and viewers.
+def check_role(identity: Identity, method: str) -> None:
+    """Refuses whoever may not call a method of the teacher's service.
 
     Raises:
         EbbflowError: ROLE_INSUFFICIENT.
     """
-    if identity.kind != "server" and not identity.allows("operator"):
-        message = f"{identity.name} may not ask the teacher; admins with role operator may"
-        raise EbbflowError(Reason.ROLE_INSUFFICIENT, message)
+    if method in AGENTS_MAY:
+        allowed, wanted = identity.kind == "agent", "agents"
+    else:
+        allowed = identity.kind == "server" or (identity.kind == "admin" and identity.allows("operator"))
+        wanted = "admins with role operator"
+    if not allowed:
+        message = f"{identity.name} may not call {method} of the teacher; {wanted} may"
+        raise EbbflowError(Reason.ROLE_INSUFFICIENT, message, method=method)

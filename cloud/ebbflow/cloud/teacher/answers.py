@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from ebbflow.cloud.teacher.endings import Ending
 from ebbflow.cloud.teacher.model import Teacher
 
 _CHUNK_ROWS = 64
@@ -28,6 +29,8 @@ class Generation:
     """0 picks the likeliest token."""
     seed: Sequence[int]
     """Of the random choice; the same seed gives the same text."""
+    stop: Sequence[str] = ()
+    """Texts after which nothing more is written; they are part of what was."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ def answer(teacher: Teacher, jobs: Sequence[Generation | Scoring]) -> Sequence[l
 
 @torch.inference_mode()
 def generate(teacher: Teacher, jobs: Sequence[Generation]) -> list[list[int]]:
-    """Continues prompts side by side; each ends at the end token, its own `max_tokens` or the teacher's context."""
+    """Continues prompts side by side; each ends at its stop texts, its `max_tokens` or the teacher's context."""
     eos = teacher.tokenizer.eos_id
     limits = [min(job.max_tokens, teacher.context_tokens - len(job.token_ids)) for job in jobs]
+    endings = [Ending(teacher.tokenizer, job.stop) for job in jobs]
     randoms = [np.random.default_rng(list(job.seed)) for job in jobs]
     temperatures_B = torch.tensor([job.temperature for job in jobs], dtype=torch.float64)
     written: list[list[int]] = [[] for _ in jobs]
@@ -73,6 +77,7 @@ def generate(teacher: Teacher, jobs: Sequence[Generation]) -> list[list[int]]:
             if running[row] and token != eos:
                 written[row].append(token)
             running[row] = running[row] and token != eos and len(written[row]) < limits[row]
+            running[row] = running[row] and not endings[row].reached(written[row])
         if any(running):
             reader.read(chosen)
     return written

@@ -12,6 +12,7 @@ from ebbflow.api.v1 import teacher_pb2_grpc
 from ebbflow.cloud.teacher.admission import caller
 from ebbflow.cloud.teacher.answers import Generation, Score, Scoring
 from ebbflow.cloud.teacher.batcher import Batcher
+from ebbflow.cloud.teacher.escalation import Escalations
 from ebbflow.cloud.teacher.model import Teacher
 from ebbflow.cloud.teacher.quota import Quota
 from ebbflow.common.errors import EbbflowError, Reason
@@ -33,11 +34,13 @@ class TeacherService(teacher_pb2_grpc.TeacherServiceServicer):
         teacher: Teacher,
         batcher: Batcher[Generation | Scoring, list[int] | Score],
         quota: Quota,
+        escalations: Escalations,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._teacher = teacher
         self._batcher = batcher
         self._quota = quota
+        self._escalations = escalations
         self._clock = clock
 
     async def GetTeacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:  # noqa: N802
@@ -93,6 +96,16 @@ class TeacherService(teacher_pb2_grpc.TeacherServiceServicer):
                 if isinstance(score, Score)
             ]
         )
+
+    async def GetEscalation(  # noqa: N802
+        self, request: pb.GetEscalationRequest, context: Context
+    ) -> pb.GetEscalationResponse:
+        """Tells an agent whether it may escalate."""
+        return pb.GetEscalationResponse(allowed=await self._escalations.allowed(caller(context), request.student))
+
+    async def Escalate(self, request: pb.EscalateRequest, context: Context) -> pb.EscalateResponse:  # noqa: N802
+        """Answers a question of a device."""
+        return await self._escalations.answer(caller(context), request)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Cuts texts into tokens, each begun like a document; where the tokenizer has no token for that, by the end."""

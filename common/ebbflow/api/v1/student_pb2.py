@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x62\x62\x66low/api/v1/student.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1d\x65\x62\x62\x66low/api/v1/feedback.proto\x1a\x1c\x65\x62\x62\x66low/api/v1/rollout.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x02\n\x07Student\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\x12\x32\n\x0c\x61rchitecture\x18\x03 \x01(\x0b\x32\x1c.ebbflow.api.v1.Architecture\x12\x15\n\rcorpus_sha256\x18\x04 \x01(\x0c\x12\x35\n\x0eprivacy_policy\x18\x05 \x01(\x0b\x32\x1d.ebbflow.api.v1.PrivacyPolicy\x12\x10\n\x08selector\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06topics\x18\x08 \x03(\t\x12\x35\n\x0erollout_policy\x18\t \x01(\x0b\x32\x1d.ebbflow.api.v1.RolloutPolicy\"\xf0\x01\n\rRolloutPolicy\x12\x19\n\x11\x61pproval_required\x18\x01 \x01(\x08\x12%\n\x06phases\x18\x02 \x03(\x0b\x32\x15.ebbflow.api.v1.Phase\x12\x32\n\x07windows\x18\x03 \x03(\x0b\x32!.ebbflow.api.v1.MaintenanceWindow\x12)\n\x06spread\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x07on_halt\x18\x05 \x01(\x0e\x32\x16.ebbflow.api.v1.OnHalt\x12\x15\n\rkept_releases\x18\x06 \x01(\r\"a\n\x1aUpdateRolloutPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x0erollout_policy\x18\x02 \x01(\x0b\x32\x1d.ebbflow.api.v1.RolloutPolicy\"G\n\x1bUpdateRolloutPolicyResponse\x12(\n\x07student\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\"\x8f\x02\n\x0c\x41rchitecture\x12\x13\n\x0bhidden_size\x18\x01 \x01(\r\x12\x19\n\x11intermediate_size\x18\x02 \x01(\r\x12\x19\n\x11num_hidden_layers\x18\x03 \x01(\r\x12\x1b\n\x13num_attention_heads\x18\x04 \x01(\r\x12\x1b\n\x13num_key_value_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x07 \x01(\r\x12\x1f\n\x17max_position_embeddings\x18\x08 \x01(\r\x12\x12\n\nrope_theta\x18\t \x01(\x01\x12\x1a\n\x12initial_checkpoint\x18\n \x01(\t\"h\n\x14\x43reateStudentRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12(\n\x07student\x18\x02 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"A\n\x15\x43reateStudentResponse\x12(\n\x07student\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\"!\n\x11GetStudentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12GetStudentResponse\x12(\n\x07student\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\"<\n\x13ListStudentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x14ListStudentsResponse\x12)\n\x08students\x18\x01 \x03(\x0b\x32\x17.ebbflow.api.v1.Student\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8e\x03\n\x0eStudentService\x12\\\n\rCreateStudent\x12$.ebbflow.api.v1.CreateStudentRequest\x1a%.ebbflow.api.v1.CreateStudentResponse\x12S\n\nGetStudent\x12!.ebbflow.api.v1.GetStudentRequest\x1a\".ebbflow.api.v1.GetStudentResponse\x12Y\n\x0cListStudents\x12#.ebbflow.api.v1.ListStudentsRequest\x1a$.ebbflow.api.v1.ListStudentsResponse\x12n\n\x13UpdateRolloutPolicy\x12*.ebbflow.api.v1.UpdateRolloutPolicyRequest\x1a+.ebbflow.api.v1.UpdateRolloutPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x62\x62\x66low/api/v1/student.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1d\x65\x62\x62\x66low/api/v1/feedback.proto\x1a\x1c\x65\x62\x62\x66low/api/v1/rollout.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x02\n\x07Student\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\x12\x32\n\x0c\x61rchitecture\x18\x03 \x01(\x0b\x32\x1c.ebbflow.api.v1.Architecture\x12\x15\n\rcorpus_sha256\x18\x04 \x01(\x0c\x12\x35\n\x0eprivacy_policy\x18\x05 \x01(\x0b\x32\x1d.ebbflow.api.v1.PrivacyPolicy\x12\x10\n\x08selector\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06topics\x18\x08 \x03(\t\x12\x35\n\x0erollout_policy\x18\t \x01(\x0b\x32\x1d.ebbflow.api.v1.RolloutPolicy\x12;\n\x11\x65scalation_policy\x18\n \x01(\x0b\x32 .ebbflow.api.v1.EscalationPolicy\"#\n\x10\x45scalationPolicy\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\"\xf0\x01\n\rRolloutPolicy\x12\x19\n\x11\x61pproval_required\x18\x01 \x01(\x08\x12%\n\x06phases\x18\x02 \x03(\x0b\x32\x15.ebbflow.api.v1.Phase\x12\x32\n\x07windows\x18\x03 \x03(\x0b\x32!.ebbflow.api.v1.MaintenanceWindow\x12)\n\x06spread\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x07on_halt\x18\x05 \x01(\x0e\x32\x16.ebbflow.api.v1.OnHalt\x12\x15\n\rkept_releases\x18\x06 \x01(\r\"a\n\x1aUpdateRolloutPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\x0erollout_policy\x18\x02 \x01(\x0b\x32\x1d.ebbflow.api.v1.RolloutPolicy\"G\n\x1bUpdateRolloutPolicyResponse\x12(\n\x07student\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\"j\n\x1dUpdateEscalationPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12;\n\x11\x65scalation_policy\x18\x02 \x01(\x0b\x32 .ebbflow.api.v1.EscalationPolicy\"J\n\x1eUpdateEscalationPolicyResponse\x12(\n\x07student\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\"\x8f\x02\n\x0c\x41rchitecture\x12\x13\n\x0bhidden_size\x18\x01 \x01(\r\x12\x19\n\x11intermediate_size\x18\x02 \x01(\r\x12\x19\n\x11num_hidden_layers\x18\x03 \x01(\r\x12\x1b\n\x13num_attention_heads\x18\x04 \x01(\r\x12\x1b\n\x13num_key_value_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x07 \x01(\r\x12\x1f\n\x17max_position_embeddings\x18\x08 \x01(\r\x12\x12\n\nrope_theta\x18\t \x01(\x01\x12\x1a\n\x12initial_checkpoint\x18\n \x01(\t\"h\n\x14\x43reateStudentRequest\x12\x12\n\nstudent_id\x18\x01 \x01(\t\x12(\n\x07student\x18\x02 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"A\n\x15\x43reateStudentResponse\x12(\n\x07student\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\"!\n\x11GetStudentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12GetStudentResponse\x12(\n\x07student\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Student\"<\n\x13ListStudentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x14ListStudentsResponse\x12)\n\x08students\x18\x01 \x03(\x0b\x32\x17.ebbflow.api.v1.Student\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x87\x04\n\x0eStudentService\x12\\\n\rCreateStudent\x12$.ebbflow.api.v1.CreateStudentRequest\x1a%.ebbflow.api.v1.CreateStudentResponse\x12S\n\nGetStudent\x12!.ebbflow.api.v1.GetStudentRequest\x1a\".ebbflow.api.v1.GetStudentResponse\x12Y\n\x0cListStudents\x12#.ebbflow.api.v1.ListStudentsRequest\x1a$.ebbflow.api.v1.ListStudentsResponse\x12n\n\x13UpdateRolloutPolicy\x12*.ebbflow.api.v1.UpdateRolloutPolicyRequest\x1a+.ebbflow.api.v1.UpdateRolloutPolicyResponse\x12w\n\x16UpdateEscalationPolicy\x12-.ebbflow.api.v1.UpdateEscalationPolicyRequest\x1a..ebbflow.api.v1.UpdateEscalationPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ebbflow.api.v1.student_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STUDENT']._serialized_start=175
-  _globals['_STUDENT']._serialized_end=483
-  _globals['_ROLLOUTPOLICY']._serialized_start=486
-  _globals['_ROLLOUTPOLICY']._serialized_end=726
-  _globals['_UPDATEROLLOUTPOLICYREQUEST']._serialized_start=728
-  _globals['_UPDATEROLLOUTPOLICYREQUEST']._serialized_end=825
-  _globals['_UPDATEROLLOUTPOLICYRESPONSE']._serialized_start=827
-  _globals['_UPDATEROLLOUTPOLICYRESPONSE']._serialized_end=898
-  _globals['_ARCHITECTURE']._serialized_start=901
-  _globals['_ARCHITECTURE']._serialized_end=1172
-  _globals['_CREATESTUDENTREQUEST']._serialized_start=1174
-  _globals['_CREATESTUDENTREQUEST']._serialized_end=1278
-  _globals['_CREATESTUDENTRESPONSE']._serialized_start=1280
-  _globals['_CREATESTUDENTRESPONSE']._serialized_end=1345
-  _globals['_GETSTUDENTREQUEST']._serialized_start=1347
-  _globals['_GETSTUDENTREQUEST']._serialized_end=1380
-  _globals['_GETSTUDENTRESPONSE']._serialized_start=1382
-  _globals['_GETSTUDENTRESPONSE']._serialized_end=1444
-  _globals['_LISTSTUDENTSREQUEST']._serialized_start=1446
-  _globals['_LISTSTUDENTSREQUEST']._serialized_end=1506
-  _globals['_LISTSTUDENTSRESPONSE']._serialized_start=1508
-  _globals['_LISTSTUDENTSRESPONSE']._serialized_end=1598
-  _globals['_STUDENTSERVICE']._serialized_start=1601
-  _globals['_STUDENTSERVICE']._serialized_end=1999
+  _globals['_STUDENT']._serialized_end=544
+  _globals['_ESCALATIONPOLICY']._serialized_start=546
+  _globals['_ESCALATIONPOLICY']._serialized_end=581
+  _globals['_ROLLOUTPOLICY']._serialized_start=584
+  _globals['_ROLLOUTPOLICY']._serialized_end=824
+  _globals['_UPDATEROLLOUTPOLICYREQUEST']._serialized_start=826
+  _globals['_UPDATEROLLOUTPOLICYREQUEST']._serialized_end=923
+  _globals['_UPDATEROLLOUTPOLICYRESPONSE']._serialized_start=925
+  _globals['_UPDATEROLLOUTPOLICYRESPONSE']._serialized_end=996
+  _globals['_UPDATEESCALATIONPOLICYREQUEST']._serialized_start=998
+  _globals['_UPDATEESCALATIONPOLICYREQUEST']._serialized_end=1104
+  _globals['_UPDATEESCALATIONPOLICYRESPONSE']._serialized_start=1106
+  _globals['_UPDATEESCALATIONPOLICYRESPONSE']._serialized_end=1180
+  _globals['_ARCHITECTURE']._serialized_start=1183
+  _globals['_ARCHITECTURE']._serialized_end=1454
+  _globals['_CREATESTUDENTREQUEST']._serialized_start=1456
+  _globals['_CREATESTUDENTREQUEST']._serialized_end=1560
+  _globals['_CREATESTUDENTRESPONSE']._serialized_start=1562
+  _globals['_CREATESTUDENTRESPONSE']._serialized_end=1627
+  _globals['_GETSTUDENTREQUEST']._serialized_start=1629
+  _globals['_GETSTUDENTREQUEST']._serialized_end=1662
+  _globals['_GETSTUDENTRESPONSE']._serialized_start=1664
+  _globals['_GETSTUDENTRESPONSE']._serialized_end=1726
+  _globals['_LISTSTUDENTSREQUEST']._serialized_start=1728
+  _globals['_LISTSTUDENTSREQUEST']._serialized_end=1788
+  _globals['_LISTSTUDENTSRESPONSE']._serialized_start=1790
+  _globals['_LISTSTUDENTSRESPONSE']._serialized_end=1880
+  _globals['_STUDENTSERVICE']._serialized_start=1883
+  _globals['_STUDENTSERVICE']._serialized_end=2402
 # @@protoc_insertion_point(module_scope)

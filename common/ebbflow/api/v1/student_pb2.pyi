@@ -37,6 +37,7 @@ class Student(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     TOPICS_FIELD_NUMBER: _builtins.int
     ROLLOUT_POLICY_FIELD_NUMBER: _builtins.int
+    ESCALATION_POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, such as "students/faq"."""
     teacher: _builtins.str
@@ -67,6 +68,10 @@ class Student(_message.Message):
     def rollout_policy(self) -> Global___RolloutPolicy:
         """What every rollout of the student keeps to."""
 
+    @_builtins.property
+    def escalation_policy(self) -> Global___EscalationPolicy:
+        """Whether its agents may escalate questions to the teacher. Output only: UpdateEscalationPolicy changes it."""
+
     def __init__(
         self,
         *,
@@ -79,14 +84,37 @@ class Student(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         topics: _abc.Iterable[_builtins.str] | None = ...,
         rollout_policy: Global___RolloutPolicy | None = ...,
+        escalation_policy: Global___EscalationPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "privacy_policy", b"privacy_policy", "rollout_policy", b"rollout_policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "escalation_policy", b"escalation_policy", "privacy_policy", b"privacy_policy", "rollout_policy", b"rollout_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "corpus_sha256", b"corpus_sha256", "create_time", b"create_time", "name", b"name", "privacy_policy", b"privacy_policy", "rollout_policy", b"rollout_policy", "selector", b"selector", "teacher", b"teacher", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "corpus_sha256", b"corpus_sha256", "create_time", b"create_time", "escalation_policy", b"escalation_policy", "name", b"name", "privacy_policy", b"privacy_policy", "rollout_policy", b"rollout_policy", "selector", b"selector", "teacher", b"teacher", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Student: _TypeAlias = Student  # noqa: Y015
+
+@_typing.final
+class EscalationPolicy(_message.Message):
+    """Whether agents may escalate: send the teacher a question of a user who agrees, where the student is unsure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """They may, if their own operators allow it too. No student begins with it."""
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscalationPolicy: _TypeAlias = EscalationPolicy  # noqa: Y015
 
 @_typing.final
 class RolloutPolicy(_message.Message):
@@ -187,6 +215,58 @@ class UpdateRolloutPolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateRolloutPolicyResponse: _TypeAlias = UpdateRolloutPolicyResponse  # noqa: Y015
+
+@_typing.final
+class UpdateEscalationPolicyRequest(_message.Message):
+    """Replaces the policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ESCALATION_POLICY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name of the student."""
+    @_builtins.property
+    def escalation_policy(self) -> Global___EscalationPolicy:
+        """The new policy."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        escalation_policy: Global___EscalationPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["escalation_policy", b"escalation_policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["escalation_policy", b"escalation_policy", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEscalationPolicyRequest: _TypeAlias = UpdateEscalationPolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateEscalationPolicyResponse(_message.Message):
+    """The changed student."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def student(self) -> Global___Student:
+        """The student."""
+
+    def __init__(
+        self,
+        *,
+        student: Global___Student | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["student", b"student"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEscalationPolicyResponse: _TypeAlias = UpdateEscalationPolicyResponse  # noqa: Y015
 
 @_typing.final
 class Architecture(_message.Message):

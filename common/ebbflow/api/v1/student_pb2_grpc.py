@@ -55,6 +55,11 @@ class StudentServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.FromString,
                 _registered_method=True)
+        self.UpdateEscalationPolicy = channel.unary_unary(
+                '/ebbflow.api.v1.StudentService/UpdateEscalationPolicy',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateEscalationPolicyRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateEscalationPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class StudentServiceServicer:
@@ -89,6 +94,13 @@ class StudentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateEscalationPolicy(self, request, context):
+        """UpdateEscalationPolicy says whether agents may send the teacher questions of users who agree. Owners only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StudentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_StudentServiceServicer_to_server(servicer, server):
                     servicer.UpdateRolloutPolicy,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.SerializeToString,
+            ),
+            'UpdateEscalationPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEscalationPolicy,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateEscalationPolicyRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateEscalationPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class StudentService:
             '/ebbflow.api.v1.StudentService/UpdateRolloutPolicy',
             ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEscalationPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.StudentService/UpdateEscalationPolicy',
+            ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateEscalationPolicyRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateEscalationPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class StudentServiceStub:
     """ListStudents returns them page by page, by name."""
     UpdateRolloutPolicy: _grpc.UnaryUnaryMultiCallable[_student_pb2.UpdateRolloutPolicyRequest, _student_pb2.UpdateRolloutPolicyResponse]
     """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
+    UpdateEscalationPolicy: _grpc.UnaryUnaryMultiCallable[_student_pb2.UpdateEscalationPolicyRequest, _student_pb2.UpdateEscalationPolicyResponse]
+    """UpdateEscalationPolicy says whether agents may send the teacher questions of users who agree. Owners only."""
 
 @_typing.type_check_only
 class StudentServiceAsyncStub(StudentServiceStub):
@@ -55,6 +57,8 @@ class StudentServiceAsyncStub(StudentServiceStub):
     """ListStudents returns them page by page, by name."""
     UpdateRolloutPolicy: _aio.UnaryUnaryMultiCallable[_student_pb2.UpdateRolloutPolicyRequest, _student_pb2.UpdateRolloutPolicyResponse]  # type: ignore[assignment]
     """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
+    UpdateEscalationPolicy: _aio.UnaryUnaryMultiCallable[_student_pb2.UpdateEscalationPolicyRequest, _student_pb2.UpdateEscalationPolicyResponse]  # type: ignore[assignment]
+    """UpdateEscalationPolicy says whether agents may send the teacher questions of users who agree. Owners only."""
 
 class StudentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages students."""
@@ -90,5 +94,13 @@ class StudentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_student_pb2.UpdateRolloutPolicyResponse, _abc.Awaitable[_student_pb2.UpdateRolloutPolicyResponse]]:
         """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
+
+    @_abc_1.abstractmethod
+    def UpdateEscalationPolicy(
+        self,
+        request: _student_pb2.UpdateEscalationPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_student_pb2.UpdateEscalationPolicyResponse, _abc.Awaitable[_student_pb2.UpdateEscalationPolicyResponse]]:
+        """UpdateEscalationPolicy says whether agents may send the teacher questions of users who agree. Owners only."""
 
 def add_StudentServiceServicer_to_server(servicer: StudentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

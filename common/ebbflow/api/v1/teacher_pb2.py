@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x62\x62\x66low/api/v1/teacher.proto\x12\x0e\x65\x62\x62\x66low.api.v1\"\x13\n\x11GetTeacherRequest\"j\n\x12GetTeacherResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\"^\n\x14GenerateTextsRequest\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"&\n\x15GenerateTextsResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"5\n\x11ScoreTextsRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x11\n\ttop_count\x18\x02 \x01(\r\"?\n\x12ScoreTextsResponse\x12)\n\x06scores\x18\x01 \x03(\x0b\x32\x19.ebbflow.api.v1.TextScore\"e\n\tTextScore\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x17\n\x0ftoken_log_probs\x18\x02 \x03(\x02\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x15\n\rtop_log_probs\x18\x04 \x03(\x02\x32\x98\x02\n\x0eTeacherService\x12S\n\nGetTeacher\x12!.ebbflow.api.v1.GetTeacherRequest\x1a\".ebbflow.api.v1.GetTeacherResponse\x12\\\n\rGenerateTexts\x12$.ebbflow.api.v1.GenerateTextsRequest\x1a%.ebbflow.api.v1.GenerateTextsResponse\x12S\n\nScoreTexts\x12!.ebbflow.api.v1.ScoreTextsRequest\x1a\".ebbflow.api.v1.ScoreTextsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x62\x62\x66low/api/v1/teacher.proto\x12\x0e\x65\x62\x62\x66low.api.v1\"\x13\n\x11GetTeacherRequest\"j\n\x12GetTeacherResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\"^\n\x14GenerateTextsRequest\x12\x0f\n\x07prompts\x18\x01 \x03(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"&\n\x15GenerateTextsResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"5\n\x11ScoreTextsRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x11\n\ttop_count\x18\x02 \x01(\r\"?\n\x12ScoreTextsResponse\x12)\n\x06scores\x18\x01 \x03(\x0b\x32\x19.ebbflow.api.v1.TextScore\"e\n\tTextScore\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x17\n\x0ftoken_log_probs\x18\x02 \x03(\x02\x12\x15\n\rtop_token_ids\x18\x03 \x03(\r\x12\x15\n\rtop_log_probs\x18\x04 \x03(\x02\"\'\n\x14GetEscalationRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\"(\n\x15GetEscalationResponse\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\"w\n\x0f\x45scalateRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x13\n\x0btemperature\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x0c\n\x04stop\x18\x06 \x03(\t\"e\n\x10\x45scalateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x04 \x01(\r2\xc5\x03\n\x0eTeacherService\x12S\n\nGetTeacher\x12!.ebbflow.api.v1.GetTeacherRequest\x1a\".ebbflow.api.v1.GetTeacherResponse\x12\\\n\rGenerateTexts\x12$.ebbflow.api.v1.GenerateTextsRequest\x1a%.ebbflow.api.v1.GenerateTextsResponse\x12S\n\nScoreTexts\x12!.ebbflow.api.v1.ScoreTextsRequest\x1a\".ebbflow.api.v1.ScoreTextsResponse\x12\\\n\rGetEscalation\x12$.ebbflow.api.v1.GetEscalationRequest\x1a%.ebbflow.api.v1.GetEscalationResponse\x12M\n\x08\x45scalate\x12\x1f.ebbflow.api.v1.EscalateRequest\x1a .ebbflow.api.v1.EscalateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORETEXTSRESPONSE']._serialized_end=431
   _globals['_TEXTSCORE']._serialized_start=433
   _globals['_TEXTSCORE']._serialized_end=534
-  _globals['_TEACHERSERVICE']._serialized_start=537
-  _globals['_TEACHERSERVICE']._serialized_end=817
+  _globals['_GETESCALATIONREQUEST']._serialized_start=536
+  _globals['_GETESCALATIONREQUEST']._serialized_end=575
+  _globals['_GETESCALATIONRESPONSE']._serialized_start=577
+  _globals['_GETESCALATIONRESPONSE']._serialized_end=617
+  _globals['_ESCALATEREQUEST']._serialized_start=619
+  _globals['_ESCALATEREQUEST']._serialized_end=738
+  _globals['_ESCALATERESPONSE']._serialized_start=740
+  _globals['_ESCALATERESPONSE']._serialized_end=841
+  _globals['_TEACHERSERVICE']._serialized_start=844
+  _globals['_TEACHERSERVICE']._serialized_end=1297
 # @@protoc_insertion_point(module_scope)

@@ -222,3 +222,125 @@ class TextScore(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TextScore: _TypeAlias = TextScore  # noqa: Y015
+
+@_typing.final
+class GetEscalationRequest(_message.Message):
+    """Asks whether questions may be escalated. The agent is the peer certificate's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    student: _builtins.str
+    """Student that serves on the device, such as "students/faq"."""
+    def __init__(
+        self,
+        *,
+        student: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["student", b"student"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEscalationRequest: _TypeAlias = GetEscalationRequest  # noqa: Y015
+
+@_typing.final
+class GetEscalationResponse(_message.Message):
+    """Whether questions may be escalated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """An owner allows it for this student."""
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetEscalationResponse: _TypeAlias = GetEscalationResponse  # noqa: Y015
+
+@_typing.final
+class EscalateRequest(_message.Message):
+    """Escalates a question. The agent is the peer certificate's; nothing says who its user is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    student: _builtins.str
+    """Student that was unsure, such as "students/faq"."""
+    prompt: _builtins.str
+    """The text to continue."""
+    max_tokens: _builtins.int
+    """Most tokens of the answer; 0 means 128."""
+    temperature: _builtins.float
+    """Softmax temperature; 0 picks the likeliest token."""
+    seed: _builtins.int
+    """Seed of the random choice; the same seed gives the same answer."""
+    @_builtins.property
+    def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts that end the answer, 16 at most; they are not part of it."""
+
+    def __init__(
+        self,
+        *,
+        student: _builtins.str = ...,
+        prompt: _builtins.str = ...,
+        max_tokens: _builtins.int = ...,
+        temperature: _builtins.float = ...,
+        seed: _builtins.int = ...,
+        stop: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "prompt", b"prompt", "seed", b"seed", "stop", b"stop", "student", b"student", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscalateRequest: _TypeAlias = EscalateRequest  # noqa: Y015
+
+@_typing.final
+class EscalateResponse(_message.Message):
+    """The teacher's answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The answer, without the prompt."""
+    truncated: _builtins.bool
+    """It was cut at its longest length."""
+    prompt_tokens: _builtins.int
+    """Tokens of the prompt."""
+    completion_tokens: _builtins.int
+    """Tokens of the answer."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        truncated: _builtins.bool = ...,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens", "text", b"text", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EscalateResponse: _TypeAlias = EscalateResponse  # noqa: Y015

@@ -50,6 +50,16 @@ class TeacherServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.ScoreTextsRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.ScoreTextsResponse.FromString,
                 _registered_method=True)
+        self.GetEscalation = channel.unary_unary(
+                '/ebbflow.api.v1.TeacherService/GetEscalation',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.GetEscalationRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.GetEscalationResponse.FromString,
+                _registered_method=True)
+        self.Escalate = channel.unary_unary(
+                '/ebbflow.api.v1.TeacherService/Escalate',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.EscalateRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.EscalateResponse.FromString,
+                _registered_method=True)
 
 
 class TeacherServiceServicer:
@@ -77,6 +87,21 @@ class TeacherServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEscalation(self, request, context):
+        """GetEscalation tells an agent whether it may escalate questions to the teacher, so that none leaves a device in vain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Escalate(self, request, context):
+        """Escalate answers a question that a student on a device was unsure of and whose user agreed to it. Agents only, each
+        within its quota; neither question nor answer is stored, logged or learnt from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TeacherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +119,16 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.ScoreTexts,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.ScoreTextsRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.ScoreTextsResponse.SerializeToString,
+            ),
+            'GetEscalation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEscalation,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.GetEscalationRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.GetEscalationResponse.SerializeToString,
+            ),
+            'Escalate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Escalate,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.EscalateRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_teacher__pb2.EscalateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +213,60 @@ class TeacherService:
             '/ebbflow.api.v1.TeacherService/ScoreTexts',
             ebbflow_dot_api_dot_v1_dot_teacher__pb2.ScoreTextsRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_teacher__pb2.ScoreTextsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEscalation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.TeacherService/GetEscalation',
+            ebbflow_dot_api_dot_v1_dot_teacher__pb2.GetEscalationRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_teacher__pb2.GetEscalationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Escalate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.TeacherService/Escalate',
+            ebbflow_dot_api_dot_v1_dot_teacher__pb2.EscalateRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_teacher__pb2.EscalateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,12 @@ class TeacherServiceStub:
     """GenerateTexts continues prompts."""
     ScoreTexts: _grpc.UnaryUnaryMultiCallable[_teacher_pb2.ScoreTextsRequest, _teacher_pb2.ScoreTextsResponse]
     """ScoreTexts returns the teacher's log-probabilities."""
+    GetEscalation: _grpc.UnaryUnaryMultiCallable[_teacher_pb2.GetEscalationRequest, _teacher_pb2.GetEscalationResponse]
+    """GetEscalation tells an agent whether it may escalate questions to the teacher, so that none leaves a device in vain."""
+    Escalate: _grpc.UnaryUnaryMultiCallable[_teacher_pb2.EscalateRequest, _teacher_pb2.EscalateResponse]
+    """Escalate answers a question that a student on a device was unsure of and whose user agreed to it. Agents only, each
+    within its quota; neither question nor answer is stored, logged or learnt from.
+    """
 
 @_typing.type_check_only
 class TeacherServiceAsyncStub(TeacherServiceStub):
@@ -51,6 +57,12 @@ class TeacherServiceAsyncStub(TeacherServiceStub):
     """GenerateTexts continues prompts."""
     ScoreTexts: _aio.UnaryUnaryMultiCallable[_teacher_pb2.ScoreTextsRequest, _teacher_pb2.ScoreTextsResponse]  # type: ignore[assignment]
     """ScoreTexts returns the teacher's log-probabilities."""
+    GetEscalation: _aio.UnaryUnaryMultiCallable[_teacher_pb2.GetEscalationRequest, _teacher_pb2.GetEscalationResponse]  # type: ignore[assignment]
+    """GetEscalation tells an agent whether it may escalate questions to the teacher, so that none leaves a device in vain."""
+    Escalate: _aio.UnaryUnaryMultiCallable[_teacher_pb2.EscalateRequest, _teacher_pb2.EscalateResponse]  # type: ignore[assignment]
+    """Escalate answers a question that a student on a device was unsure of and whose user agreed to it. Agents only, each
+    within its quota; neither question nor answer is stored, logged or learnt from.
+    """
 
 class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates and scores with the teacher, in batches, within quotas."""
@@ -78,5 +90,23 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_teacher_pb2.ScoreTextsResponse, _abc.Awaitable[_teacher_pb2.ScoreTextsResponse]]:
         """ScoreTexts returns the teacher's log-probabilities."""
+
+    @_abc_1.abstractmethod
+    def GetEscalation(
+        self,
+        request: _teacher_pb2.GetEscalationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_teacher_pb2.GetEscalationResponse, _abc.Awaitable[_teacher_pb2.GetEscalationResponse]]:
+        """GetEscalation tells an agent whether it may escalate questions to the teacher, so that none leaves a device in vain."""
+
+    @_abc_1.abstractmethod
+    def Escalate(
+        self,
+        request: _teacher_pb2.EscalateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_teacher_pb2.EscalateResponse, _abc.Awaitable[_teacher_pb2.EscalateResponse]]:
+        """Escalate answers a question that a student on a device was unsure of and whose user agreed to it. Agents only, each
+        within its quota; neither question nor answer is stored, logged or learnt from.
+        """
 
 def add_TeacherServiceServicer_to_server(servicer: TeacherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -21,6 +21,8 @@ from ebbflow.common.student.config import StudentConfig
 
 Precision = Literal["bf16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+KVKind = Literal["bf16", "int8"]
+"""How engines keep keys and values: as bfloat16, or as INT8 codes with one scale for each head's vector."""
 FORMAT = "ebbflow.artefact/1"
 
 # Rows are worked on in blocks of about this many weights, so that memory does not grow with the model.

@@ -6,6 +6,7 @@ header, then the tensors without gaps. bfloat16, which numpy lacks, is uint16 he
 
 import json
 import math
+import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ CODES, SCALES = ".codes", ".scales"
 """How the names of the two tensors of a coded matrix end."""
 HEADER_MOST_BYTES = 16 << 20
 _ALIGNMENT_BYTES = 64
+# Whoever reads a page gets its neighbours mapped too, if they are in memory: 64 KiB on Linux.
+_FAULT_AROUND_BYTES = 1 << 17
 _LENGTH_BYTES = 8
 _MOST_DIMENSIONS = 8
 _DTYPES: Final[dict[str, np.dtype[Any]]] = {
@@ -152,6 +155,20 @@ def read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         piece = np.asarray(data)[place.offset_bytes : place.offset_bytes + place.entry.size_bytes]
         arrays[name] = piece.view(_DTYPES[place.entry.dtype]).reshape(place.entry.shape)
     return arrays, layout.metadata
+
+
+def let_go(array: Array) -> None:
+    """Lets go of the memory behind an array that `read` mapped, until it is read again. Harmless for any other."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    begin = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    end = min(begin + array.nbytes + _FAULT_AROUND_BYTES, len(base))
+    begin = max(begin - _FAULT_AROUND_BYTES, 0)
+    begin -= begin % mmap.PAGESIZE
+    base.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def _corrupt(path: Path) -> EbbflowError:

@@ -1,8 +1,15 @@
-"""Makes the INT4 artefact out of the INT8 one, on the device: the same bytes as the release's own INT4 file."""
+"""Other precisions out of one artefact, on the device.
+
+INT4 out of INT8 has the codes of the release's own INT4 file. INT8 and INT4 out of bf16 have new scales, which the
+release's own files may have kept from the release before, so their codes may differ by a step.
+"""
 
 from pathlib import Path
 
-from ebbflow.common.codes import artefact, container
+import numpy as np
+
+from ebbflow.common.codes import artefact, container, quantise
+from ebbflow.common.codes.artefact import PRECISIONS, Precision, Variant
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import atomic
 
@@ -30,3 +37,51 @@ def derive_int4(int8_path: Path, out: Path) -> None:
                 artefact.write_coded(file, (variant.codes(name, begin, end) for begin, end in rows), "int4")
             else:
                 container.write_blocks(file, (variant.tensors[name][begin:end] for begin, end in rows))
+
+
+def offered_by(precision: Precision) -> tuple[Precision, ...]:
+    """Returns the precisions that an artefact gives, best first: its own and every smaller one."""
+    return PRECISIONS[PRECISIONS.index(precision) :]
+
+
+def codes_as(
+    variant: Variant, name: str, begin: int, end: int, precision: Precision
+) -> tuple[quantise.Int8, quantise.Float16]:
+    """Returns codes [O, I], one per int8, and scales [O, G] of some rows of a matrix in a precision that is offered.
+
+    Args:
+        variant: an artefact.
+        name: of a matrix that is coded in `precision`, by its Hugging Face name.
+        begin: first row.
+        end: behind the last row.
+        precision: "int8" or "int4".
+
+    Raises:
+        EbbflowError: FILE_CORRUPT if the artefact holds numbers that no code stands for;
+            WEIGHTS_INVALID if a weight or a scale is too large to be coded.
+    """
+    if variant.precision == "bf16":
+        bits_OI = variant.tensors[name][begin:end]
+        if not quantise.are_finite_bf16(bits_OI):
+            raise EbbflowError(Reason.FILE_CORRUPT, f"{name} holds numbers that are not finite")
+        codes_OI, scales_OG = quantise.quantise_int8(quantise.from_bf16(bits_OI))
+    else:
+        codes_OI, scales_OG = variant.codes(name, begin, end)
+    if precision == "int8" or variant.precision == "int4":
+        return codes_OI, scales_OG
+    return quantise.derive_int4(codes_OI, scales_OG)
+
+
+def weight_as(variant: Variant, name: str, precision: Precision) -> quantise.Float32:
+    """De-quantises one tensor, by its Hugging Face name, in a precision that is offered.
+
+    Raises:
+        EbbflowError: as `codes_as` does.
+    """
+    shape = variant.config.tensor_shapes()[name]
+    if variant.precision == precision or not artefact.is_coded(shape, precision):
+        return variant.weight(name)
+    weight_OI = np.empty(shape, np.float32)
+    for begin, end in artefact.blocks(shape):
+        weight_OI[begin:end] = quantise.dequantise(*codes_as(variant, name, begin, end, precision))
+    return weight_OI

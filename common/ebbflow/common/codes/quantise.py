@@ -6,6 +6,7 @@ the INT8 codes by integer rounding, so that every machine derives the same.
 Letters of shapes: O outputs, I inputs, G = I/32 groups.
 """
 
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -83,14 +84,38 @@ def derive_int4(codes8_OI: Int8, scales8_OG: Float16) -> tuple[Int8, Float16]:
     Raises:
         EbbflowError: WEIGHTS_INVALID if a scale does not fit into float16.
     """
+    return _codes4(codes8_OI), _scales4(scales8_OG)
+
+
+def _codes4(codes8_OI: Int8) -> Int8:
     magnitude_OI = np.abs(codes8_OI.astype(np.int16))
-    codes_OI = np.sign(codes8_OI) * ((2 * INT4_MOST * magnitude_OI + INT8_MOST) // (2 * INT8_MOST)).astype(np.int8)
+    return np.sign(codes8_OI) * ((2 * INT4_MOST * magnitude_OI + INT8_MOST) // (2 * INT8_MOST)).astype(np.int8)
+
+
+def _scales4(scales8_OG: Float16) -> Float16:
     wide_OG = scales8_OG.astype(np.float32) * np.float32(INT8_MOST) / np.float32(INT4_MOST)
     with np.errstate(over="ignore"):
         scales_OG = wide_OG.astype(np.float16)
     if not bool(np.isfinite(scales_OG).all()):
         raise EbbflowError(Reason.WEIGHTS_INVALID, "a scale is too large for INT4")
-    return codes_OI, scales_OG
+    return scales_OG
+
+
+def derive_nibbles(codes8_OI: Int8, scales8_OG: Float16) -> tuple[UInt8, Float16]:
+    """Returns what `derive_int4` does, with the codes packed as by `pack_nibbles`, in a third of the time.
+
+    Raises:
+        EbbflowError: WEIGHTS_INVALID if a scale does not fit into float16.
+    """
+    pairs = np.ascontiguousarray(codes8_OI).view("<u2")
+    return _nibbles_of_pairs()[pairs], _scales4(scales8_OG)
+
+
+@cache
+def _nibbles_of_pairs() -> UInt8:
+    """The byte of two INT4 codes, by the two bytes of the INT8 codes that they derive from."""
+    pairs = np.arange(1 << 16, dtype="<u2").view(np.int8).reshape(-1, 2)
+    return pack_nibbles(_codes4(pairs)).reshape(-1)
 
 
 def dequantise(codes_OI: Int8, scales_OG: Float16) -> Float32:

@@ -1,6 +1,7 @@
 """Tokenizers: byte-level BPE of our own, or the one a teacher brings."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +37,9 @@ _EOS_NAMES = (
     "<|im_end|>",
     "[EOS]",
 )
+# How tokenizers that are not byte-level write a byte of its own, and a space.
+_SINGLE_BYTE = re.compile("<0x([0-9A-F]{2})>")
+_SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 class Tokenizer:
@@ -76,6 +80,9 @@ class Tokenizer:
         self.bos_id: int | None = _first(backend, (bos,) if bos else _BOS_NAMES)
         pad_id = _first(backend, (pad,) if pad else _PAD_NAMES)
         self.pad_id: int = eos_id if pad_id is None else pad_id
+        added = backend.get_added_tokens_decoder().items()
+        self._added = {id_: b"" if token.special else token.content.encode() for id_, token in added}
+        self._byte_level = backend.decoder is not None and b"ByteLevel" in backend.decoder.__getstate__()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
@@ -148,6 +155,10 @@ class Tokenizer:
         """Number of tokens, special ones included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    def vocabulary(self) -> dict[str, int]:
+        """Returns the id of every token by its text, special ones included."""
+        return dict(self._backend.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str, bos: bool = False) -> list[int]:
         """Returns the tokens of a text, after `bos_id` if asked and if there is one."""
         tokens: list[int] = self._backend.encode(text, add_special_tokens=False).ids
@@ -161,6 +172,26 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of tokens, without special ones; broken UTF-8 becomes U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Returns a token's bytes of UTF-8, which need not be whole characters; none for special and unknown tokens."""
+        token = self._backend.id_to_token(token_id)
+        if token is None or token_id in self._added:
+            return self._added.get(token_id, b"")
+        if self._byte_level:
+            return bytes(_BYTES[character] for character in token if character in _BYTES)
+        single = _SINGLE_BYTE.fullmatch(token)
+        return bytes([int(single[1], 16)]) if single else token.replace(_SPACE_MARK, " ").encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """The characters by which byte-level tokenizers write bytes: printable ones as they are, others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()
 
 
 def _first(backend: Backend, names: Iterable[str]) -> int | None:

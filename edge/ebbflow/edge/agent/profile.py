@@ -19,11 +19,12 @@ def cores_of(settings: AgentSettings) -> int:
 
 
 def device_profile(settings: AgentSettings) -> pb.DeviceProfile:
-    """Describes the device to the cloud, which chooses the variant by it."""
+    """Describes the device to the cloud, which chooses the variant by it: the pinned one, where there is one."""
+    precisions = sorted(settings.precisions, key=lambda precision: precision != settings.precision_pin)
     return pb.DeviceProfile(
         architecture=platform.machine(),
         memory_mib=settings.memory_mib or int(psutil.virtual_memory().total) // _MIB // 2,
         cores=cores_of(settings),
-        precisions=[PRECISIONS[precision] for precision in settings.precisions],
+        precisions=[PRECISIONS[precision] for precision in precisions],
         agent_version=agent_version(),
     )

@@ -5,7 +5,6 @@ import datetime as dt
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,21 +13,16 @@ from ebbflow.api.v1 import agent_pb2
 from ebbflow.api.v1 import resources_pb2 as pb
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.edge.agent.cloud import Cloud
 from ebbflow.edge.agent.installations import Installations
-from ebbflow.edge.agent.profile import PRECISIONS
+from ebbflow.edge.agent.swapping import Swapper
 from ebbflow.edge.agent.tally import Tally
-from ebbflow.edge.delivery.install import InstalledRelease, Installer
+from ebbflow.edge.delivery.install import Installer
 from ebbflow.edge.delivery.traffic import Brake, Traffic, TransferPausedError
 from ebbflow.edge.delivery.trust import METADATA
-from ebbflow.edge.engine.base import Engine
 from ebbflow.edge.serving.hub import Hub
-from ebbflow.edge.serving.model import Model
 
 log = structlog.get_logger(__name__)
-
-LoadEngine = Callable[[Path], Engine]
 
 # Not the release's fault: nothing is reported, the look is repeated soon.
 NOT_THE_RELEASE = frozenset({
@@ -62,6 +56,7 @@ class Reconciler:
 
     Attributes:
         wake: called with the seconds after which to look again, if a release waits for its time.
+        removed: called with the name of a student that no longer serves.
     """
 
     def __init__(
@@ -69,7 +64,7 @@ class Reconciler:
         cloud: Cloud,
         installer: Installer,
         hub: Hub,
-        load_engine: LoadEngine,
+        swapper: Swapper,
         profile: pb.DeviceProfile,
         installations: Installations,
         traffic: Traffic,
@@ -78,13 +73,14 @@ class Reconciler:
     ) -> None:
         """Takes the parts that it moves, what the device allows, and the time, which is aware."""
         self._cloud, self._installer, self._hub = cloud, installer, hub
-        self._load_engine, self._profile, self._installations = load_engine, profile, installations
+        self._swapper, self._profile, self._installations = swapper, profile, installations
         self._traffic, self._now = traffic, now
         self._retry = retry or Retry()
         self._hinted = asyncio.Event()
         self._fetched = Tally()
         self._deferred: dict[str, bytes] = {}  # by student: what waits for a window
         self.wake: Callable[[float], None] = lambda _: None
+        self.removed: Callable[[str], None] = lambda _: None
         self._refused: dict[str, tuple[bytes, float]] = {}  # by student: what was said, and when to try it again
 
     def start(self) -> None:
@@ -94,9 +90,7 @@ class Reconciler:
         """
         for student_id in self._installer.students():
             try:
-                started = self._installer.start(student_id, self._load_engine)
-                if started:
-                    self._serve(*started)
+                self._swapper.start(student_id)
             except EbbflowError as error:
                 log.error("release_not_started", student=student_id, reason=error.reason.name, cure=error.cure)
 
@@ -127,7 +121,7 @@ class Reconciler:
     async def _follow(self, desired: agent_pb2.DesiredRelease, poll_s: float) -> None:
         if not desired.release:  # the cloud has nothing for this device that it did not refuse: serving goes on
             return
-        if self._serves(desired):
+        if self._swapper.serves(desired):
             self._installations.note(desired, pb.INSTALLATION_STATE_SERVING)
             return
         wish = _wish_of(desired)
@@ -223,27 +217,14 @@ class Reconciler:
         )
         self._waits(desired, wish)
 
-    def _serves(self, desired: agent_pb2.DesiredRelease) -> bool:
-        return any(
-            model.release == desired.release and PRECISIONS.get(model.engine.precision) == desired.precision
-            for model in self._hub.models()
-        )
-
     def _install(self, desired: agent_pb2.DesiredRelease, wish: bytes, brake: Brake) -> None:
-        installed, engine = self._installer.install(desired, self._load_engine, brake)
-        try:
-            model = _model(installed, engine)
-            self._installer.commit(installed)
-        except EbbflowError:
-            self._installer.discard(installed)
-            raise
-        self._hub.swap(model)
+        installed, engine = self._swapper.install(desired, brake)
         self._refused.pop(desired.student, None)
         self._deferred.pop(desired.student, None)
         fetched_bytes = self._fetched.add(desired.student, wish, installed.fetched_bytes, installed.resumed_bytes)
         log.info(
             "release_serves",
-            release=model.release,
+            release=desired.release,
             precision=installed.precision,
             engine=engine.name,
             fetched_bytes=fetched_bytes,
@@ -254,11 +235,6 @@ class Reconciler:
             probe_loss=installed.probe_loss,
             fetched_bytes=fetched_bytes,
         )
-
-    def _serve(self, installed: InstalledRelease, engine: Engine) -> None:
-        model = _model(installed, engine)
-        self._hub.swap(model)
-        log.info("release_serves", release=model.release, precision=installed.precision, engine=engine.name)
 
     def _refuse(self, desired: agent_pb2.DesiredRelease, error: EbbflowError, said: bytes, fetched_bytes: int) -> None:
         passing = error.reason in _MAY_PASS or error.metadata.get("of") == METADATA
@@ -278,6 +254,7 @@ class Reconciler:
             if model.student not in wanted:
                 self._hub.remove(model.student)
                 self._installations.forget(model.student)
+                self.removed(model.student)
                 log.info("student_removed", student=model.student)
         ids = [names.parse(student, "students") for student in wanted]
         await asyncio.to_thread(self._installer.retain, ids)
@@ -293,17 +270,3 @@ def _wish_of(desired: agent_pb2.DesiredRelease) -> bytes:
 
 def _fetched_of(error: EbbflowError) -> tuple[int, int]:
     return int(error.metadata.get("fetched_bytes", 0)), int(error.metadata.get("resumed_bytes", 0))
-
-
-def _model(installed: InstalledRelease, engine: Engine) -> Model:
-    """Makes a release ready to answer.
-
-    Raises:
-        EbbflowError: PROBE_FAILED if the tokenizer knows tokens that the weights do not; CHECKPOINT_UNREADABLE.
-    """
-    tokenizer = Tokenizer.from_bytes(installed.tokenizer_path.read_bytes())
-    if tokenizer.size > engine.config.vocab_size:
-        message = f"the tokenizer has {tokenizer.size} tokens, the weights know {engine.config.vocab_size}"
-        raise EbbflowError(Reason.PROBE_FAILED, message)
-    student = names.make("students", installed.student)
-    return Model(student, names.release(installed.student, installed.number), engine, tokenizer)

@@ -1,6 +1,7 @@
 """The agent as a process: puts the parts together, runs them, and takes them apart in order."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,20 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.rpc.server import add_health_and_reflection, bind, make_server, stop_on_signals
 from ebbflow.edge.agent.cloud import Cloud
 from ebbflow.edge.agent.credentials import CredentialFiles
+from ebbflow.edge.agent.device_figures import DeviceCollector
 from ebbflow.edge.agent.endpoints import Endpoints
+from ebbflow.edge.agent.governing import Governing
 from ebbflow.edge.agent.installations import Installations
 from ebbflow.edge.agent.link import Ears, Link
 from ebbflow.edge.agent.local import ceiling_of, open_store
+from ebbflow.edge.agent.machine import Machine
 from ebbflow.edge.agent.profile import device_profile
 from ebbflow.edge.agent.reconcile import Reconciler
 from ebbflow.edge.agent.renewal import Renewal
 from ebbflow.edge.agent.rounds import Rounds
 from ebbflow.edge.agent.settings import AgentSettings
+from ebbflow.edge.agent.swapping import Room, Swapper
+from ebbflow.edge.agent.teacher import Teacher, escalation_of
 from ebbflow.edge.agent.telemetry import telemetry
 from ebbflow.edge.agent.transfers import transfers
 from ebbflow.edge.agent.version import agent_version
@@ -35,9 +41,13 @@ from ebbflow.edge.delivery.trust import TrustClient
 from ebbflow.edge.engine.base import Engine
 from ebbflow.edge.engine.load import load_engine
 from ebbflow.edge.serving.answering import Answering
+from ebbflow.edge.serving.escalation_figures import EscalationCollector
+from ebbflow.edge.serving.figures import StudentCollector
+from ebbflow.edge.serving.health import Health, add_health
 from ebbflow.edge.serving.http import create_app
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.lane import Limits
+from ebbflow.edge.serving.metrics import Metrics
 from ebbflow.edge.serving.rpc import SERVICE, InferenceServicer
 from ebbflow.edge.serving.server import HttpServer, is_loopback
 
@@ -52,6 +62,10 @@ class Agent:
 
     Attributes:
         traffic: when and how fast weights may be fetched.
+        metrics: what the device does, for whoever runs it.
+        health: whether requests are answered.
+        swapper: starts releases, and lets a new one take over.
+        governing: fits threads and precision to the load.
     """
 
     def __init__(self, settings: AgentSettings, pace: Pace | None = None) -> None:
@@ -65,7 +79,11 @@ class Agent:
         rate = settings.bandwidth_limit
         self.cloud = Cloud(CredentialFiles(folder), chunk_bytes(rate) if rate else 0)
         self.store = open_store(settings)
-        self.hub = Hub(Limits(running=settings.running, queued=settings.queued))
+        self.metrics = Metrics()
+        self.hub = Hub(Limits(running=settings.running, queued=settings.queued), self.metrics.meters)
+        self.metrics.add(StudentCollector(self.hub))
+        self.metrics.add(DeviceCollector(lambda: self.connected))
+        self.health = Health(self.hub)
         trust = TrustClient(folder.trust, self.cloud.credentials.trust_root, self.cloud.source)
         self._clock = trust.clock
         self.traffic = Traffic(rate, settings.windows, trust.clock.now)
@@ -73,20 +91,35 @@ class Agent:
         profile = device_profile(settings)
         self.installations = Installations(trust.clock.now)
         load = partial(_load, settings, profile)
+        self.swapper = Swapper(self.hub, self._installer, load, settings.swap, partial(_room, profile, Machine()))
         self._reconciler = Reconciler(
-            self.cloud, self._installer, self.hub, load, profile, self.installations, self.traffic, trust.clock.now
+            self.cloud,
+            self._installer,
+            self.hub,
+            self.swapper,
+            profile,
+            self.installations,
+            self.traffic,
+            trust.clock.now,
         )
+        self.governing = Governing(self.hub, settings, profile.memory_mib * _MIB, trust.clock.now)
         rounds = Rounds(self.cloud, trust, self.store, self.hub, ceiling)
         self._look = Watcher("desired_state", self._reconciler.look, pace)
         self._reconciler.wake = self._look.wake_in
+        self._reconciler.removed = self.metrics.forget
         self._rounds = Watcher("plan", rounds.look, pace)
         self._others = [
             Watcher("certificate", Renewal(self.cloud, trust.clock).look, pace),
             Watcher("retention", self._retain, pace),
+            Watcher("governor", self.governing.look, pace),
         ]
         ears = Ears(desired_state=self._hint, plan=self._rounds.hint)
         self.link = Link(self.cloud, profile, self._telemetry, ears, trust.clock, pace)
-        self._answering = Answering(self.hub, self.store, trust.clock.now)
+        self._teacher = Teacher(settings.teacher, lambda: self.cloud.credentials)
+        escalation = escalation_of(settings, self._teacher, self._installer)
+        if escalation:
+            self.metrics.add(EscalationCollector(escalation))
+        self._answering = Answering(self.hub, self.store, trust.clock.now, escalation)
         self._open_ports()
 
     def _open_ports(self) -> None:
@@ -96,11 +129,12 @@ class Agent:
         if not loopback and key is None:
             log.warning("http_open_to_the_network", listen=settings.http_listen, cure="set api_key")
         app = create_app(self.hub, self._answering, self.store, key, loopback=loopback)
+        add_health(app, self.health, self.metrics, key)
         self._http = HttpServer(app, settings.http_listen, settings.grace_s)
         self._grpc = make_server()
-        servicer = InferenceServicer(self.hub, self._answering, self.store, self)
+        servicer = InferenceServicer(self.hub, self._answering, self.store, self, self.governing.status)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, self._grpc)
-        self._health = add_health_and_reflection(self._grpc, [SERVICE])
+        self._grpc_health = add_health_and_reflection(self._grpc, [SERVICE])
         host, tls = settings.grpc_listen.rpartition(":")[0], settings.grpc_certificate is not None
         if not tls and not is_loopback(settings.grpc_listen):
             log.warning("grpc_open_to_the_network", listen=settings.grpc_listen, cure="set grpc_certificate")
@@ -152,17 +186,28 @@ class Agent:
         await self._drain(tasks)
 
     async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
-        await self._health.enter_graceful_shutdown()
+        self.health.drain()
+        await self._grpc_health.enter_graceful_shutdown()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(self._http.stop(), self._grpc.stop(self._settings.grace_s))
+        await asyncio.gather(self._stop_http(), self._grpc.stop(self._settings.grace_s))
         await self.close()
+
+    async def _stop_http(self) -> None:
+        """Tells how the agent is as long as requests run, but no longer than the grace."""
+        try:
+            async with asyncio.timeout(self._settings.grace_s):
+                await self.health.idle()
+        except TimeoutError:
+            log.warning("requests_cut_off", grace_s=self._settings.grace_s)
+        await self._http.stop(grace_s=1)
 
     async def close(self) -> None:
         """Closes what `__init__` opened."""
+        self.governing.close()
         await asyncio.to_thread(self.hub.stop)
-        await self.cloud.close()
+        await asyncio.gather(self.cloud.close(), self._teacher.close())
         self.store.close()
 
     async def _retain(self) -> float:
@@ -198,6 +243,10 @@ def _load(settings: AgentSettings, profile: resources_pb2.DeviceProfile, weights
         context_tokens=settings.context_tokens or None,
         memory_limit_bytes=profile.memory_mib * _MIB,
     )
+
+
+def _room(profile: resources_pb2.DeviceProfile, machine: Machine) -> Room:
+    return Room(profile.memory_mib * _MIB, machine.read(time.monotonic()).memory_available_bytes)
 
 
 def _server_credentials(settings: AgentSettings) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ebbflow.common import names
 from ebbflow.common.codes.artefact import Precision
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.agent.state import StateFolder
@@ -15,6 +16,7 @@ from ebbflow.edge.delivery.windows import Window, Windows, parse_windows, parse_
 
 Rate = Annotated[int, BeforeValidator(lambda value: parse_rate(str(value)))]
 """Bytes a second; written with a unit."""
+_MOST_PORT = 65_535
 DEFAULT_STATE = Path("/var/lib/ebbflow-edge")
 
 
@@ -40,7 +42,25 @@ class AgentSettings(BaseSettings):
         default=("int8", "int4", "bf16"), min_length=1, description="Precisions in order of preference."
     )
     engine: Literal["auto", "torch"] = Field(default="auto", description="Engine to insist on.")
+    swap: Literal["auto", "beside", "in_place"] = Field(
+        default="auto",
+        description="How a new release takes over: loaded beside the old one, or in its place once running requests are"
+        ' answered; "auto" takes its place only where memory for both is short.',
+    )
     context_tokens: int = Field(default=0, ge=0, description="Longest context; 0 means the student's own.")
+    precision_pin: Literal["auto", "bf16", "int8", "int4"] = Field(
+        default="auto",
+        description='Precision to compute in, one of precisions, whatever the load; "auto" lets the governor choose.',
+    )
+    latency_goal_ms: int = Field(
+        default=0,
+        ge=0,
+        description="Milliseconds within which 95 of 100 answers should begin; 0 sets no goal: then only requests that"
+        " wait, heat, an empty battery or a lack of memory bring the precision down.",
+    )
+    governor_dwell_s: float = Field(
+        default=30.0, ge=1.0, le=3600.0, description="Seconds that a precision stays at least before it changes again."
+    )
     running: int = Field(default=8, ge=1, le=256, description="Requests that are answered at a time, for each student.")
     queued: int = Field(default=64, ge=1, le=10_000, description="Requests that may wait, for each student.")
     bandwidth_limit: Rate = Field(
@@ -51,6 +71,27 @@ class AgentSettings(BaseSettings):
         description='When to fetch weights, such as ["mon-fri 22:00-06:00", "sun 00:00-24:00"]; empty means always.',
     )
     time_zone: str = Field(default="UTC", description='Time zone of transfer_windows, such as "Europe/Berlin".')
+    escalate: tuple[str, ...] = Field(
+        default=(),
+        description='Students whose hard questions teacher may answer if the user agrees, such as ["faq"].',
+    )
+    teacher: str = Field(default="", description="host:port of the cloud's teacher, for questions that are escalated.")
+    escalate_below: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Answers are hard if less than this share of their least sure tokens can be expected to be right.",
+    )
+    escalate_most: int = Field(
+        default=20, ge=1, le=10_000, description="Most questions that leave the device in escalate_window_s."
+    )
+    escalate_window_s: float = Field(default=3600.0, gt=0, description="Seconds in which escalate_most holds.")
+    escalate_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="Seconds that the teacher has to answer; then the student's answer is it.",
+    )
     retention_days: int = Field(default=30, ge=1, le=365, description="Days that interactions stay on the device.")
     epsilon: float = Field(default=4.0, gt=0, description="Most epsilon to spend for each user and window.")
     delta: float = Field(default=1e-6, gt=0, lt=1, description="Delta that goes with it.")
@@ -80,6 +121,24 @@ class AgentSettings(BaseSettings):
         for text in texts:
             Window.parse(text)
         return texts
+
+    @field_validator("escalate")
+    @classmethod
+    def _escalate_names_students(cls, student_ids: tuple[str, ...]) -> tuple[str, ...]:
+        for student_id in student_ids:
+            try:
+                names.check_id(student_id, "escalate")
+            except EbbflowError as error:
+                raise ValueError("must hold ids of students") from error
+        return student_ids
+
+    @field_validator("teacher")
+    @classmethod
+    def _teacher_is_an_address(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        if address and not (host and port.isdecimal() and 0 < int(port) <= _MOST_PORT):
+            raise ValueError("must be host:port")
+        return address
 
     @classmethod
     def settings_customise_sources(
@@ -111,6 +170,10 @@ class AgentSettings(BaseSettings):
             faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
             message = f"{config or 'the environment'}: {'; '.join(faults)}"
             raise EbbflowError(Reason.CONFIG_INVALID, message, path=config) from None
+        if settings.precision_pin not in {"auto", *settings.precisions}:
+            raise EbbflowError(Reason.CONFIG_INVALID, "precision_pin is not one of precisions", field="precision_pin")
+        if settings.escalate and not settings.teacher:
+            raise EbbflowError(Reason.CONFIG_INVALID, "escalate needs teacher, its host:port", field="teacher")
         if (settings.grpc_certificate is None) != (settings.grpc_key is None):
             raise EbbflowError(Reason.CONFIG_INVALID, "grpc_certificate and grpc_key go together", field="grpc_key")
         return settings.model_copy(update={"state": state}) if state else settings

@@ -1,5 +1,7 @@
 """Asks a running agent what it serves, and says it."""
 
+import datetime as dt
+from collections.abc import Iterator
 from io import StringIO
 
 import grpc
@@ -53,9 +55,16 @@ def as_table(answer: pb.GetModelStatusResponse) -> str:
     out = StringIO()
     console = Console(file=out, width=_WIDTH)
     console.print(table if answer.models else "No release is installed yet.")
-    for line in (*lines(answer), f"Cloud: {_line(answer)}"):
-        console.print(line, markup=False)
+    for line in (*_governors(answer), *lines(answer), f"Cloud: {_line(answer)}"):
+        console.print(line, markup=False, soft_wrap=True)
     return out.getvalue().rstrip()
+
+
+def _governors(answer: pb.GetModelStatusResponse) -> Iterator[str]:
+    for model in answer.models:
+        if model.HasField("governor"):
+            since = model.governor.change_time.ToDatetime(dt.UTC)
+            yield f"{model.student} since {since:%Y-%m-%d %H:%M} UTC: {model.governor.reason}"
 
 
 def _at(settings: AgentSettings, address: str) -> Endpoints:

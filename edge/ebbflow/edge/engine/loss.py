@@ -9,7 +9,9 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.engine.base import Engine, Logits, StepEntry
 
 # Logits of this many positions are held at a time.
-_PIECE_TOKENS = 64
+_PIECE_TOKENS = 32
+# Arrays of this size are used again by the allocator; those of a whole piece would be mapped, page by page, each time.
+_BLOCK_NUMBERS = 1 << 18
 
 
 def sequence_loss(engine: Engine, token_ids: Sequence[int]) -> float:
@@ -35,8 +37,13 @@ def sequence_loss(engine: Engine, token_ids: Sequence[int]) -> float:
 
 def token_losses(logits_TV: Logits, targets_T: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Returns -log softmax of each target, [T]."""
-    wide_TV = logits_TV.astype(np.float64)
-    most_T = wide_TV.max(axis=1)
-    log_sum_T = np.log(np.exp(wide_TV - most_T[:, None]).sum(axis=1)) + most_T
-    losses_T: npt.NDArray[np.float64] = log_sum_T - wide_TV[np.arange(len(targets_T)), targets_T]
+    count, vocabulary = logits_TV.shape
+    rows = max(1, _BLOCK_NUMBERS // vocabulary)
+    losses_T = np.empty(count, np.float64)
+    for begin in range(0, count, rows):
+        block_RV, targets_R = logits_TV[begin : begin + rows], targets_T[begin : begin + rows]
+        most_R = block_RV.max(axis=1)
+        sum_R = np.exp(block_RV - most_R[:, None]).sum(axis=1, dtype=np.float64)
+        chosen_R = block_RV[np.arange(len(targets_R)), targets_R]
+        losses_T[begin : begin + rows] = np.log(sum_R) + most_R - chosen_R
     return losses_T

@@ -8,6 +8,7 @@ Letters of shapes as in `ebbflow.common.student.model`; N tokens of a step, R sl
 
 import heapq
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ebbflow.common.codes.artefact import read_variant
+from ebbflow.common.codes.artefact import KVKind, Precision, read_variant
+from ebbflow.common.codes.derive import weight_as
 from ebbflow.common.codes.twin import build_student
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.config import StudentConfig
-from ebbflow.common.student.model import attend_causally
-from ebbflow.edge.engine.base import Logits, StepEntry, check_entries, check_memory, check_tokens
+from ebbflow.common.student.model import Student, attend_causally
+from ebbflow.edge.engine.base import (
+    EngineMemory,
+    Logits,
+    Prepared,
+    StepEntry,
+    check_empty,
+    check_entries,
+    check_memory,
+    check_replacement,
+    check_threads,
+    check_tokens,
+)
 
 _NUMBER_BYTES = 4
 _SMALLEST_CAPACITY_TOKENS = 64
@@ -33,6 +46,7 @@ class TorchEngine:
     """Runs a student in float32 on the CPU, whatever the precision of its artefact; see `Engine`."""
 
     name = "torch"
+    instruction_set = ""
 
     def __init__(
         self,
@@ -41,6 +55,9 @@ class TorchEngine:
         threads: int | None = None,
         context_tokens: int | None = None,
         memory_limit_bytes: int | None = None,
+        kv_cache: KVKind = "bf16",
+        precision: Precision | None = None,
+        reason: str = "",
     ) -> None:
         """Loads an artefact.
 
@@ -49,30 +66,101 @@ class TorchEngine:
             threads: threads of torch, which are those of the whole process; None leaves them as they are.
             context_tokens: most tokens of a slot; None or more than the student's own means the student's own.
             memory_limit_bytes: most bytes of weights and KV cache together; None for no limit.
+            kv_cache: what keys and values are rounded to; they take the memory of float32 all the same.
+            precision: to compute with; None means the artefact's own.
+            reason: why it is not the native engine that runs.
 
         Raises:
-            EbbflowError: FILE_CORRUPT if the artefact is not whole; OUT_OF_MEMORY if its weights are above the limit or
-                above what the machine has.
+            EbbflowError: FILE_CORRUPT if the artefact is not whole; INVALID_REQUEST if it does not hold the precision;
+                OUT_OF_MEMORY if its weights are above the limit or above what the machine has.
         """
         variant = read_variant(weights_path)
+        self.reason = reason
         self.config: StudentConfig = variant.config
-        self.precision: str = variant.precision
+        self.precision: Precision = precision or variant.precision
+        self.offered: tuple[Precision, ...] = (self.precision,)
         longest = variant.config.max_position_embeddings
         self.context_tokens: int = min(context_tokens or longest, longest)
-        weights_bytes = variant.config.parameters * _NUMBER_BYTES
-        check_memory(weights_bytes, memory_limit_bytes, "the student")
+        self._weights_bytes = variant.config.parameters * _NUMBER_BYTES
+        check_memory(self._weights_bytes, memory_limit_bytes, "the student")
+        self.max_threads: int = max(os.cpu_count() or 1, threads or 1)
         if threads is not None:
-            torch.set_num_threads(threads)
+            self.threads = threads
+        self._kv_cache: KVKind = kv_cache
         try:
-            self._student = build_student(variant)
+            self._student: Student = build_student(variant, precision, kv_cache)
         except MemoryError as error:
             raise EbbflowError(Reason.OUT_OF_MEMORY, "there is no memory for the student") from error
-        cache_limit_bytes = None if memory_limit_bytes is None else memory_limit_bytes - weights_bytes
+        cache_limit_bytes = None if memory_limit_bytes is None else memory_limit_bytes - self._weights_bytes
         self._slots = _Slots(self.config, cache_limit_bytes)
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch, which are those of the whole process."""
+        return torch.get_num_threads()
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        check_threads(count, self.max_threads)
+        torch.set_num_threads(count)
 
     def open(self) -> int:
         """Returns the slot of a new, empty sequence."""
         return self._slots.open()
+
+    def reuse(self, slot: int, token_ids: Sequence[int]) -> int:
+        """Returns 0: nothing is cached beyond its slot.
+
+        Raises:
+            EbbflowError: INVALID_REQUEST or CONTEXT_TOO_LONG.
+        """
+        check_empty(slot, self._slots.lengths)
+        check_tokens(token_ids, self.config.vocab_size, 0, self.context_tokens)
+        return 0
+
+    def prepare(self, precision: str) -> Prepared:
+        """Refuses: this engine has one precision.
+
+        Raises:
+            EbbflowError: INVALID_REQUEST.
+        """
+        message = f"the torch engine computes in {self.precision} only, not in {precision!r:.20}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="precision")
+
+    def switch(self, prepared: Prepared) -> None:
+        """Refuses: this engine prepares nothing.
+
+        Raises:
+            EbbflowError: INVALID_REQUEST.
+        """
+        self.prepare(prepared.precision)
+
+    def replace(self, weights_path: Path) -> None:
+        """Puts another artefact in place of this one, tensor by tensor; see `Engine.replace`.
+
+        Raises:
+            EbbflowError: STATE_CONFLICT, INVALID_REQUEST or FILE_CORRUPT; nothing has changed.
+        """
+        variant = read_variant(weights_path)
+        check_replacement(self._slots.lengths, self.config, variant, self.precision)
+        names = list(variant.config.tensor_shapes())
+        for name in names:  # all is read once before the first byte changes
+            weight_as(variant, name, self.precision)
+        parameters = dict(self._student.named_parameters())
+        for name in names:
+            parameters[name].data.copy_(torch.from_numpy(weight_as(variant, name, self.precision)))
+        self.config = variant.config
+
+    def memory(self) -> EngineMemory:
+        """Returns what it holds."""
+        held, used = self._slots.held_bytes()
+        return EngineMemory(self._weights_bytes, held, used)
+
+    def shutdown(self) -> None:
+        """Gives the memory back."""
+        self._slots = _Slots(self.config, 0)
+        self._student = Student.empty(self.config)
+        self._weights_bytes = 0
 
     def close(self, slot: int) -> None:
         """Forgets a sequence.
@@ -149,6 +237,11 @@ class _Slots:
         if not self.lengths:
             self._free = []
             self._forget()
+
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes that are allocated, and those that hold tokens."""
+        token_bytes = 2 * self._config.num_hidden_layers * self._config.key_width * _NUMBER_BYTES
+        return self._have_slots * self._have_tokens * token_bytes, sum(list(self.lengths.values())) * token_bytes
 
     def prepare(self, news: list[tuple[int, int]]) -> "_Step":
         """Makes room for new tokens, given as slots and counts, without counting them yet."""

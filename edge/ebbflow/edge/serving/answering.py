@@ -2,22 +2,26 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
 from ebbflow.common import names
-from ebbflow.common.errors import EbbflowError
+from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.feedback.interactions import new_interaction_id
 from ebbflow.edge.feedback.store import FeedbackStore
-from ebbflow.edge.serving.batcher import Batcher
+from ebbflow.edge.serving.batcher import Batcher, Embedding
+from ebbflow.edge.serving.escalation import Escalation, Review
+from ebbflow.edge.serving.events import Events
 from ebbflow.edge.serving.faults import place_of
+from ebbflow.edge.serving.generation import Generation, Scoring
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
+from ebbflow.edge.serving.prompts import prompt_tokens
 from ebbflow.edge.serving.sampling import Sampling
-from ebbflow.edge.serving.sequences import Event, Failed, Finished, Generation, Piece, RunningSequence, Scored, Scoring
+from ebbflow.edge.serving.sequences import Finished, Piece, RunningSequence, Scored
 
 log = structlog.get_logger(__name__)
 
@@ -31,13 +35,17 @@ class Question:
 
     student: str
     """Name as in `Hub.batcher`."""
-    prompt: str
-    """The text to continue."""
+    prompt: str | Sequence[int]
+    """The text to continue, or its tokens."""
     sampling: Sampling
     user_key: str | None
     """The user in the application's words; None for nobody in particular."""
     said: str | None = None
     """What the user said, where the prompt holds more than that; kept instead of the prompt."""
+    timeout_s: float | None = None
+    """Seconds after which nobody waits for the answer; None leaves it at the agent's own limit."""
+    escalate: bool = False
+    """The user agrees that the cloud's teacher may see the prompt."""
 
 
 class Answer:
@@ -45,25 +53,38 @@ class Answer:
 
     Attributes:
         interaction_id: by which the application can tell the outcome.
-        release: which release answers.
     """
 
-    def __init__(self, question: Question, model: Model, store: FeedbackStore, now: Now) -> None:
+    def __init__(
+        self, question: Question, model: Model, store: FeedbackStore, now: Now, review: Review | None = None
+    ) -> None:
         """Prepares to receive the answer on the running event loop."""
+        self._review = review
         self._now = now
         self.interaction_id = new_interaction_id()
-        self.release = model.release
-        self._question, self._student_id, self._store = question, names.parse(model.student, "students"), store
+        self._question, self._model, self._store = question, model, store
         self._events = Events()
         self._text = ""
         self._recorded = False
         self._generation: Generation | None = None
 
-    async def start(self, batcher: Batcher, model: Model) -> None:
+    @property
+    def release(self) -> str:
+        """Which release answers; certain once the first piece has come."""
+        return self._generation.model.release if self._generation else self._model.release
+
+    @property
+    def escalated(self) -> bool:
+        """Whether the cloud's teacher answers; certain once the first piece has come."""
+        return self._review is not None and self._review.escalated
+
+    async def start(self, batcher: Batcher) -> None:
         """Tokenises beside the event loop, then queues."""
-        question = self._question
-        generation = await asyncio.to_thread(Generation, model, question.prompt, question.sampling, self._events.put)
-        batcher.submit(model, generation)
+        asked = self._question
+        sampling = self._review.sampling if self._review else asked.sampling
+        make = partial(Generation, self._model, asked.prompt, sampling, self._events.put, user=asked.user_key or "")
+        generation = await asyncio.to_thread(make)
+        batcher.submit(generation, asked.timeout_s)
         self._generation = generation
 
     async def events(self) -> AsyncGenerator[Piece | Finished, None]:
@@ -76,7 +97,8 @@ class Answer:
         """
         try:
             while True:
-                event = await self._events.get()
+                get = self._events.get
+                event = await (self._review.get(get) if self._review else get())
                 if isinstance(event, Piece):
                     self._text += event.text
                     yield event
@@ -96,14 +118,15 @@ class Answer:
 
     async def _record(self) -> None:
         self._recorded = True
+        if self.escalated:  # the student has nothing to learn of it, and the feedback speaks of the student alone
+            return
         question = self._question
-        said = question.prompt if question.said is None else question.said
         record = partial(
             self._store.record_interaction,
-            self._student_id,
+            names.parse(self._model.student, "students"),
             self.release,
             question.user_key,
-            said,
+            self._said(),
             self._text,
             interaction_id=self.interaction_id,
             now=self._now(),
@@ -115,13 +138,36 @@ class Answer:
         except Exception as error:  # noqa: BLE001 - likewise
             log.error("interaction_not_recorded", **place_of(error))
 
+    def _said(self) -> str:
+        asked = self._question
+        if asked.said is not None:
+            return asked.said
+        return asked.prompt if isinstance(asked.prompt, str) else self._model.tokenizer.decode(asked.prompt)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Texts as vectors."""
+
+    release: str
+    vectors: list[Embedding]
+    """The mean of the last hidden states of each, [hidden]."""
+    tokens: int
+    """Of all texts together."""
+
 
 class Answering:
     """Asks the students on this device."""
 
-    def __init__(self, hub: Hub, store: FeedbackStore, now: Now = lambda: dt.datetime.now(dt.UTC)) -> None:
-        """Takes the students, the record of interactions and the clock by which they are dated."""
-        self._hub, self._store, self._now = hub, store, now
+    def __init__(
+        self,
+        hub: Hub,
+        store: FeedbackStore,
+        now: Now = lambda: dt.datetime.now(dt.UTC),
+        escalation: Escalation | None = None,
+    ) -> None:
+        """Takes the students, the record of interactions, the clock that dates them, and the way to the teacher."""
+        self._hub, self._store, self._now, self._escalation = hub, store, now, escalation
 
     async def ask(self, question: Question) -> Answer:
         """Queues a question.
@@ -131,12 +177,18 @@ class Answering:
         """
         batcher = self._hub.batcher(question.student)
         model = batcher.model
-        answer = Answer(question, model, self._store, self._now)
-        await answer.start(batcher, model)
+        review = self._escalation.review(question, batcher) if self._escalation else None
+        answer = Answer(question, model, self._store, self._now, review)
+        await answer.start(batcher)
         return answer
 
-    async def score(self, student: str, text: str) -> tuple[Model, list[float]]:
+    async def score(self, student: str, text: str, timeout_s: float | None = None) -> tuple[Model, list[float]]:
         """Returns the model and the natural logarithm of each token's probability after the first.
+
+        Args:
+            student: name as in `Hub.batcher`.
+            text: what to score.
+            timeout_s: as in `Question`.
 
         Raises:
             EbbflowError: as `ask`.
@@ -144,8 +196,31 @@ class Answering:
         batcher = self._hub.batcher(student)
         model, events = batcher.model, Events()
         scoring = await asyncio.to_thread(Scoring, model, text, events.put)
-        batcher.submit(model, scoring)
-        return model, await _scores(scoring, events)
+        batcher.submit(scoring, timeout_s)
+        log_probs = await _scores(scoring, events)
+        return scoring.model, log_probs
+
+    async def embed(self, student: str, inputs: Sequence[str | Sequence[int]], timeout_s: float | None) -> Embedded:
+        """Embeds texts or their tokens, one at a time between the steps of answers.
+
+        Args:
+            student: name as in `Hub.batcher`.
+            inputs: texts, or their tokens.
+            timeout_s: for all of them together; None leaves it at the agent's own limit.
+
+        Raises:
+            EbbflowError: INVALID_REQUEST, CONTEXT_TOO_LONG, NO_MODEL, MODEL_NOT_FOUND, QUEUE_FULL, DEADLINE_EXCEEDED or
+                AGENT_STOPPING.
+        """
+        batcher = self._hub.batcher(student)
+        model = batcher.model
+        try:
+            async with asyncio.timeout(timeout_s):
+                tokens = [await asyncio.to_thread(prompt_tokens, model, text, 0, "input") for text in inputs]
+                vectors = [await asyncio.wrap_future(batcher.embed(token_ids)) for token_ids in tokens]
+        except TimeoutError as error:
+            raise EbbflowError(Reason.DEADLINE_EXCEEDED, "the time for this request is over") from error
+        return Embedded(model.release, vectors, sum(map(len, tokens)))
 
 
 async def _scores(scoring: RunningSequence, events: "Events") -> list[float]:
@@ -155,37 +230,3 @@ async def _scores(scoring: RunningSequence, events: "Events") -> list[float]:
         scoring.cancelled = True
         raise
     return event.token_log_probs if isinstance(event, Scored) else []
-
-
-class Events:
-    """Carries events from an engine's thread to the event loop that made it."""
-
-    def __init__(self) -> None:
-        """Belongs to the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._next: Event | None = None
-
-    def put(self, event: Event) -> None:
-        """Takes an event; from any thread, without blocking, never raising."""
-        try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
-
-    async def get(self) -> Event:
-        """Returns the next event; pieces that have piled up come as one.
-
-        Raises:
-            EbbflowError: what a `Failed` carries.
-        """
-        event, self._next = self._next or await self._queue.get(), None
-        while isinstance(event, Piece) and not self._queue.empty():
-            following = self._queue.get_nowait()
-            if not isinstance(following, Piece):
-                self._next = following
-                break
-            event = Piece(event.text + following.text)
-        if isinstance(event, Failed):
-            raise event.error
-        return event

@@ -1,15 +1,41 @@
 """What stands before the handlers of the HTTP API."""
 
+import hmac
 import ipaddress
+from typing import Annotated
 
+from fastapi import Header
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ebbflow.common.errors import EbbflowError, Reason
+
 MAX_BODY_BYTES = 4 * 2**20
 _TOO_LARGE = 413
 _MISDIRECTED = 421
+
+
+class KeyGuard:
+    """Refuses requests without the key, where one is configured. A dependency of FastAPI's routes."""
+
+    def __init__(self, api_key: str | None) -> None:
+        """Takes what callers must send as a bearer token; None lets everyone in who reaches the port."""
+        self._api_key = api_key
+
+    async def __call__(self, authorization: Annotated[str, Header()] = "") -> None:
+        """Looks at the Authorization header.
+
+        Raises:
+            EbbflowError: API_KEY_INVALID.
+        """
+        if self._api_key is None:
+            return
+        scheme, _, key = authorization.partition(" ")
+        sent = key.strip().encode("latin-1", "replace")  # headers arrive as bytes that were read as Latin-1
+        if scheme.lower() != "bearer" or not hmac.compare_digest(sent, self._api_key.encode()):
+            raise EbbflowError(Reason.API_KEY_INVALID, "the API key is missing or wrong")
 
 
 class BodyLimit:

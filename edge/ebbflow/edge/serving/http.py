@@ -1,30 +1,27 @@
 """The OpenAI-compatible HTTP API of one device.
 
-/v1/models, /v1/completions, /v1/chat/completions, and /v1/feedback, which is ours: what the user made of an answer, by
-the answer's id. The field `user` names the user; it is hashed with a key that never leaves the device.
+/v1/models, /v1/completions, /v1/chat/completions, /v1/embeddings, and /v1/feedback, which is ours: what the user made
+of an answer, by the answer's id. The field `user` names the user; it is hashed with a key that never leaves the device.
 """
 
 import asyncio
-import hmac
 import time
-from typing import Annotated
+from dataclasses import replace
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from ebbflow.api.v1 import resources_pb2 as pb
-from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.feedback.store import FeedbackStore
 from ebbflow.edge.serving import chat
-from ebbflow.edge.serving.answering import Answer, Answering, Question
-from ebbflow.edge.serving.guards import BodyLimit, LocalHosts
+from ebbflow.edge.serving.answering import Answering, Question
+from ebbflow.edge.serving.guards import BodyLimit, KeyGuard, LocalHosts
 from ebbflow.edge.serving.http_errors import add_error_handlers
 from ebbflow.edge.serving.hub import Hub
-from ebbflow.edge.serving.schema import ChatBody, CompletionBody, FeedbackBody
-from ebbflow.edge.serving.shapes import ChatShape, CompletionShape, Shape
-from ebbflow.edge.serving.streaming import EventStream, gather
+from ebbflow.edge.serving.replies import GONE, Replies, until_gone
+from ebbflow.edge.serving.schema import ChatBody, CompletionBody, EmbeddingBody, FeedbackBody, Prompt
+from ebbflow.edge.serving.shapes import ChatShape, CompletionShape, embeddings
 
-CLIENT_CLOSED_REQUEST = 499
 _OUTCOMES = {
     "accepted": pb.OUTCOME_ACCEPTED,
     "edited": pb.OUTCOME_EDITED,
@@ -38,27 +35,20 @@ class Api:
 
     def __init__(self, hub: Hub, answering: Answering, store: FeedbackStore, api_key: str | None) -> None:
         """Takes what the handlers ask; without an `api_key` everyone who reaches the port may ask."""
-        self._hub, self._answering, self._store, self._api_key = hub, answering, store, api_key
+        self._hub, self._answering, self._store, self._check_key = hub, answering, store, KeyGuard(api_key)
+        self._replies = Replies(answering)
         self._start_time_s = int(time.time())
 
     def router(self) -> APIRouter:
         """Returns the routes under /v1."""
-        router = APIRouter(prefix="/v1", dependencies=[Depends(self.check_key)])
+        router = APIRouter(prefix="/v1", dependencies=[Depends(self._check_key)])
         router.add_api_route("/models", self.models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self.model, methods=["GET"])
         router.add_api_route("/completions", self.complete, methods=["POST"], response_model=None)
         router.add_api_route("/chat/completions", self.chat, methods=["POST"], response_model=None)
+        router.add_api_route("/embeddings", self.embed, methods=["POST"], response_model=None)
         router.add_api_route("/feedback", self.feedback, methods=["POST"])
         return router
-
-    async def check_key(self, authorization: Annotated[str, Header()] = "") -> None:
-        """Refuses a request without the key, where one is configured."""
-        if self._api_key is None:
-            return
-        scheme, _, key = authorization.partition(" ")
-        sent = key.strip().encode("latin-1", "replace")  # headers arrive as bytes that were read as Latin-1
-        if scheme.lower() != "bearer" or not hmac.compare_digest(sent, self._api_key.encode()):
-            raise EbbflowError(Reason.API_KEY_INVALID, "the API key is missing or wrong")
 
     async def models(self) -> dict[str, object]:
         """Lists the students that serve."""
@@ -70,57 +60,60 @@ class Api:
         return self._card(model.student, model.release)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
-        """Continues a prompt."""
-        question = Question(body.model, body.text(), body.sampling(body.max_tokens), body.user or None)
-        shape = CompletionShape(include_usage=body.include_usage)
-        return await self._answer(question, shape, request, stream=bool(body.stream))
+        """Continues one or several prompts, each once or several times."""
+        sampling, count = body.sampling(body.max_tokens, body.logprobs), body.n or 1
+        prompts = body.prompts()
+        questions = [
+            Question(
+                body.model,
+                prompt,
+                sampling.choice(place),
+                body.user or None,
+                timeout_s=body.timeout_s,
+                escalate=bool(body.escalate),
+            )
+            for prompt in prompts
+            for place in range(count)
+        ]
+        echoes = [self._echo(body, prompt) for prompt in prompts for _ in range(count)]
+        return await self._replies.answer(questions, [CompletionShape(echo=echo) for echo in echoes], body, request)
+
+    def _echo(self, body: CompletionBody, prompt: Prompt) -> str:
+        if not body.echo:
+            return ""
+        return prompt if isinstance(prompt, str) else self._hub.batcher(body.model).model.tokenizer.decode(prompt)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
-        """Answers a chat."""
+        """Answers a chat, once or several times."""
         messages = [message.message() for message in body.messages]
         most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        sampling = body.sampling(most, chat.STOPS)
-        said = chat.last_said(messages)
-        question = Question(body.model, chat.transcript(messages), sampling, body.user or None, said)
-        shape = ChatShape(include_usage=body.include_usage)
-        return await self._answer(question, shape, request, stream=bool(body.stream))
+        sampling, count = body.sampling(most, body.top_log_probs, chat.STOPS), body.n or 1
+        question = Question(
+            body.model,
+            chat.transcript(messages),
+            sampling,
+            body.user or None,
+            chat.last_said(messages),
+            timeout_s=body.timeout_s,
+            escalate=bool(body.escalate),
+        )
+        questions = [replace(question, sampling=sampling.choice(place)) for place in range(count)]
+        return await self._replies.answer(questions, [ChatShape() for _ in questions], body, request)
+
+    async def embed(self, body: EmbeddingBody, request: Request) -> Response:
+        """Embeds one or several texts; vectors have length 1."""
+        work = self._answering.embed(body.model, body.inputs(), body.timeout_s)
+        found = await until_gone(work, request)
+        return GONE if found is None else JSONResponse(embeddings(found, base64=body.encoding_format == "base64"))
 
     async def feedback(self, body: FeedbackBody) -> dict[str, object]:
         """Keeps what the user made of an answer, on this device."""
         await asyncio.to_thread(self._store.record_outcome, body.id, _OUTCOMES[body.outcome])
         return {"object": "feedback", "id": body.id, "outcome": body.outcome}
 
-    async def _answer(self, question: Question, shape: Shape, request: Request, *, stream: bool) -> Response:
-        answer = await self._answering.ask(question)
-        if stream:
-            return EventStream(answer, shape)
-        return await self._whole(answer, shape, request)
-
-    @staticmethod
-    async def _whole(answer: Answer, shape: Shape, request: Request) -> Response:
-        """Waits for the answer's end, or until the client has gone."""
-        work = asyncio.ensure_future(gather(answer))
-        gone = asyncio.ensure_future(_gone(request))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            text, end = await work
-            return JSONResponse(shape.whole(answer, text, end))
-        finally:
-            gone.cancel()
-            work.cancel()
-            await asyncio.gather(gone, work, return_exceptions=True)
-            await answer.close()
-
     def _card(self, student: str, release: str) -> dict[str, object]:
         card = {"id": student.removeprefix("students/"), "object": "model", "created": self._start_time_s}
         return card | {"owned_by": "ebbflow", "release": release}
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def create_app(

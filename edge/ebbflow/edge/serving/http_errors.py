@@ -24,9 +24,9 @@ _STATUS = {
     Code.DEADLINE_EXCEEDED: 504,
 }
 _INTERNAL = 500
+_TYPES = {429: "rate_limit_error"}
 # OpenAI's own words where it has one; elsewhere the catalogue's, in lower case.
 _CODES = {Reason.CONTEXT_TOO_LONG: "context_length_exceeded", Reason.API_KEY_INVALID: "invalid_api_key"}
-_RETRY_AFTER_S = {Reason.QUEUE_FULL: 1}
 
 
 def status_of(error: EbbflowError) -> int:
@@ -45,8 +45,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def known(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, EbbflowError)  # noqa: S101 - FastAPI's types are wider than its promise
-        wait_s = _RETRY_AFTER_S.get(error.reason)
-        headers = {"Retry-After": str(wait_s)} if wait_s else None
+        wait_s = error.metadata.get("retry_after_s")
+        headers = {"Retry-After": wait_s} if wait_s else None
         return JSONResponse(body_of(error), status_of(error), headers)
 
     async def malformed(_request: Request, error: Exception) -> JSONResponse:
@@ -76,5 +76,5 @@ def _response(
 
 
 def _body(status: int, message: str, param: str | None, code: str | None) -> dict[str, object]:
-    kind = "invalid_request_error" if status < _INTERNAL else "server_error"
+    kind = _TYPES.get(status, "invalid_request_error" if status < _INTERNAL else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -1,8 +1,7 @@
-"""One engine and everything that runs on it, step by step. No threads and no clock."""
+"""One engine and what runs on it, step by step. No threads and no clock."""
 
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -17,6 +16,9 @@ from ebbflow.edge.serving.sequences import RunningSequence
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
+# Logits of a whole vocabulary for each token are large: so many rows at a time are enough to keep the engine busy.
+_MOST_ROWS = 32
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -28,8 +30,31 @@ class Limits:
     """Sequences that may wait for a place."""
     prompt_tokens: int = 32
     """Prompt tokens in one step beside answers, so that a long prompt does not hold them up."""
-    prompt_tokens_alone: int = 256
+    prompt_tokens_alone: int = 128
     """Prompt tokens in one step when no answer is under way."""
+    request_s: float = 600.0
+    """Seconds after which a request ends that has not ended by itself."""
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What one step did for one sequence."""
+
+    sequence: RunningSequence
+    seen_tokens: int
+    """That the engine computed."""
+    answer_tokens: int
+    """That were chosen."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did."""
+
+    fed: list[Fed] = field(default_factory=list)
+    ended: list[RunningSequence] = field(default_factory=list)
+    displaced: list[RunningSequence] = field(default_factory=list)
+    """Those that had no memory beside the others and must begin again, newest first."""
 
 
 @dataclass(frozen=True)
@@ -46,90 +71,126 @@ class _Share:
 
 
 class Lane:
-    """Continuous batching on one engine: every step takes in whoever fits and lets out whoever is done."""
+    """Continuous batching on one engine: sequences come in and go out between any two steps.
+
+    Attributes:
+        tight: memory has run short, and nobody has ended since: one alone may come in, else they would be displaced.
+    """
 
     def __init__(self, model: Model, limits: Limits) -> None:
         """Starts empty."""
         self.model = model
+        self.tight = False
+        self._crowded = False  # somebody who runs has not been alone all the time
         self._limits = limits
-        self._queue: deque[RunningSequence] = deque()
         self._running: dict[int, RunningSequence] = {}  # by the engine's slot, oldest first
 
     @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return not self._queue and not self._running
+    def running(self) -> list[RunningSequence]:
+        """The sequences in the batch, oldest first."""
+        return list(self._running.values())
 
-    @property
-    def queued(self) -> int:
-        """How many wait for a place."""
-        return len(self._queue)
+    def admit(self, sequence: RunningSequence) -> EbbflowError | None:
+        """Takes a sequence into the batch, with what is cached of its prompt; returns why it could not."""
+        error, slot = _attempt(self.model.engine.open)
+        if slot is None:
+            return error
+        error, known = _attempt(partial(self._known, slot, sequence))
+        if known is None:
+            _attempt(partial(self.model.engine.close, slot))
+            return error
+        sequence.skip(known)
+        self._crowded = bool(self._running)
+        self._running[slot] = sequence
+        return None
 
-    def add(self, sequence: RunningSequence) -> None:
-        """Puts a sequence at the end of the queue."""
-        self._queue.append(sequence)
+    def _known(self, slot: int, sequence: RunningSequence) -> int:
+        """Who wants the logits of every token must have every token computed."""
+        return self.model.engine.reuse(slot, sequence.token_ids) if sequence.want == "last" else 0
 
-    def step(self) -> None:
+    def step(self, now_s: float) -> StepReport:
         """Takes one step of the engine.
 
         An error of the engine ends the sequences that were in the step, and nothing else. Where only memory is short,
-        the sequence that came last ends, and the others try again in the next step.
+        the sequence that came last gives its place up, and the others try again in the next step.
         """
-        self._let_out()
-        self._take_in()
+        report = StepReport()
+        self._let_out(report, now_s)
         if shares := self._plan():
             error, results = _attempt(lambda: self.model.engine.step([share.entry for share in shares]))
             if error:
-                self._refuse(shares, error)
+                self._refuse(shares, error, report)
             for share, logits in zip(shares, results or (), strict=False):
-                error, _ = _attempt(partial(share.sequence.accept, logits))
+                error, chosen = _attempt(partial(share.sequence.accept, logits))
                 if error:
                     share.sequence.fail(error)
-            self._let_out()
+                report.fed.append(Fed(share.sequence, len(share.token_ids), chosen or 0))
+            self._let_out(report, now_s)
+        return report
 
     def fail_all(self, error: EbbflowError) -> None:
         """Ends everything with an error."""
-        for sequence in [*self._running.values(), *self._queue]:
+        for slot, sequence in self._running.items():
             sequence.fail(error)
-        self._let_out()
+            _attempt(partial(self.model.engine.close, slot))
+        self._running = {}
 
-    def _let_out(self) -> None:
+    def _let_out(self, report: StepReport, now_s: float) -> None:
         for slot, sequence in list(self._running.items()):
-            if sequence.done or sequence.cancelled:
-                del self._running[slot]
-                _attempt(partial(self.model.engine.close, slot))
-        if any(sequence.done or sequence.cancelled for sequence in self._queue):
-            self._queue = deque(s for s in self._queue if not (s.done or s.cancelled))
+            sequence.give_up(now_s)
+            if sequence.done:
+                self._leave(slot)
+                report.ended.append(sequence)
+                self.tight = False
 
-    def _take_in(self) -> None:
-        while self._queue and len(self._running) < self._limits.running:
-            error, slot = _attempt(self.model.engine.open)
-            sequence = self._queue.popleft()
-            if slot is None:
-                sequence.fail(error or EbbflowError(Reason.INTERNAL, "the engine gave no slot"))
-            else:
-                self._running[slot] = sequence
+    def _leave(self, slot: int) -> None:
+        del self._running[slot]
+        _attempt(partial(self.model.engine.close, slot))
 
     def _plan(self) -> list[_Share]:
-        """Chooses each sequence's tokens for one step: answers always, prompts within the budget, oldest first."""
-        answering = any(sequence.waiting_tokens == 1 for sequence in self._running.values())
-        budget = self._limits.prompt_tokens if answering else self._limits.prompt_tokens_alone
-        shares = []
-        for slot, sequence in self._running.items():
-            alone = sequence.waiting_tokens == 1
-            limit = 1 if alone else min(budget, sequence.waiting_tokens)
-            if limit:
-                budget -= 0 if alone else limit
-                shares.append(_Share(slot, sequence, sequence.take(limit)))
-        return shares
+        """Chooses each sequence's tokens for one step: answers always, prompts within the budget."""
+        portions = self._portions()
+        return [
+            _Share(slot, sequence, sequence.take(portions[slot]))
+            for slot, sequence in self._running.items()
+            if portions[slot]
+        ]
 
-    @staticmethod
-    def _refuse(shares: list[_Share], error: EbbflowError) -> None:
-        spared = shares[:-1] if error.reason is Reason.OUT_OF_MEMORY else []
-        for share in spared:
-            share.sequence.put_back(share.token_ids)
-        for share in shares[len(spared) :]:
-            share.sequence.fail(error)
+    def _portions(self) -> dict[int, int]:
+        """How many tokens each slot brings.
+
+        Of the budget for prompts the oldest has one half, so that it ends some time, and the others have the rest, the
+        shortest first, so that a short prompt does not wait for a long one.
+        """
+        waiting = {slot: sequence.waiting_tokens for slot, sequence in self._running.items()}
+        prompts = [slot for slot, tokens in waiting.items() if tokens > 1]
+        answering = len(prompts) < len(waiting)
+        budget = self._limits.prompt_tokens if answering else self._limits.prompt_tokens_alone
+        portions = {slot: min(1, tokens) for slot, tokens in waiting.items()} | dict.fromkeys(prompts, 0)
+        for slot, most in [
+            *((slot, (budget + 1) // 2) for slot in prompts[:1]),
+            *((slot, budget) for slot in sorted(prompts, key=lambda slot: waiting[slot])),
+        ]:
+            rows = _MOST_ROWS if self._running[slot].want == "all" else most
+            more = max(0, min(most, budget, rows - portions[slot], waiting[slot] - portions[slot]))
+            portions[slot] += more
+            budget -= more
+        return portions
+
+    def _refuse(self, shares: list[_Share], error: EbbflowError, report: StepReport) -> None:
+        """What others have taken may still be held where they have gone: who is left begins again, alone."""
+        if error.reason is not Reason.OUT_OF_MEMORY or not self._crowded:
+            for share in shares:
+                share.sequence.fail(error)
+            return
+        for share in shares:
+            share.sequence.put_back(len(share.token_ids))
+        slot = next(reversed(self._running))
+        newest = self._running[slot]
+        self._leave(slot)
+        newest.restart()
+        report.displaced.append(newest)
+        self.tight = True
 
 
 def _attempt(action: Callable[[], T]) -> tuple[EbbflowError | None, T | None]:

@@ -16,3 +16,5 @@ class Model:
     """Such as "students/faq/releases/3"."""
     engine: Engine
     tokenizer: Tokenizer
+    variants: frozenset[str] = frozenset()
+    """Precisions whose quality the release's gate has measured."""

@@ -1,4 +1,4 @@
-"""What runs in a batch: texts being continued and texts being scored. No threads and no clock.
+"""What runs in a batch. No threads and no clock.
 
 A sequence hands out the tokens that the engine shall see next and takes the logits that come back; what it finds out it
 tells its `sink`, which is called on the thread that runs the engine and must not block.
@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-import numpy as np
-
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.edge.engine.loss import token_losses
+from ebbflow.edge.serving.chances import TokenChance
 from ebbflow.edge.serving.model import Model
-from ebbflow.edge.serving.sampling import Floats, Sampler, Sampling
-from ebbflow.edge.serving.text import StopText, TokenText
+from ebbflow.edge.serving.vectors import Floats
 
 
 class Finish(Enum):
@@ -33,6 +30,13 @@ class Piece:
     """Part of an answer."""
 
     text: str
+    chances: tuple[TokenChance, ...] = ()
+    """The tokens whose text this is, where log-probabilities were asked for."""
+
+    @classmethod
+    def joined(cls, pieces: "Sequence[Piece]") -> "Piece":
+        """Makes one of several that follow each other."""
+        return cls("".join(piece.text for piece in pieces), tuple(c for piece in pieces for c in piece.chances))
 
 
 @dataclass(frozen=True)
@@ -67,143 +71,93 @@ class RunningSequence(ABC):
 
     Attributes:
         want: which logits the engine returns.
+        model: what answers.
+        user: whose turn it uses, in the application's words; "" for nobody in particular.
+        arrived_s: when it was asked for, by the batcher's clock.
+        deadline_s: when nobody waits for it any more, by the same clock; None for never.
         cancelled: set by anyone, from any thread, when nobody waits for the answer any more.
-        done: nothing is left to do.
+        ended: why it ended, as a word for meters; empty while it has not.
     """
 
     want: Literal["last", "all"] = "last"
 
-    def __init__(self, token_ids: Sequence[int], sink: Sink) -> None:
+    def __init__(self, model: Model, token_ids: Sequence[int], sink: Sink, user: str = "") -> None:
         """Takes the first tokens."""
-        self._pending = list(token_ids)
-        self._sink = sink
+        self.model, self.user = model, user
+        self.arrived_s = 0.0
+        self.deadline_s: float | None = None
         self.cancelled = False
-        self.done = False
+        self.ended = ""
+        self._begun = False
+        self._tokens = list(token_ids)
+        self._seen = 0  # of these, by the engine
+        self._sink = sink
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to do."""
+        return bool(self.ended)
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Everything that the engine must have seen before it says something new."""
+        return self._tokens
 
     @property
     def waiting_tokens(self) -> int:
         """How many tokens the engine has yet to see."""
-        return len(self._pending)
+        return len(self._tokens) - self._seen
 
     def take(self, limit: int) -> list[int]:
         """Returns the next tokens for the engine, at most `limit`."""
-        taken, self._pending = self._pending[:limit], self._pending[limit:]
+        taken = self._tokens[self._seen : self._seen + limit]
+        self._seen += len(taken)
         return taken
 
-    def put_back(self, token_ids: Sequence[int]) -> None:
-        """Takes tokens back that the engine could not see after all."""
-        self._pending[:0] = token_ids
+    def put_back(self, count: int) -> None:
+        """Takes back the last `count` tokens, which the engine could not see after all."""
+        self._seen -= count
+
+    def skip(self, count: int) -> None:
+        """The engine knows the first `count` tokens already."""
+        self._seen = count
+
+    def restart(self) -> None:
+        """The engine has forgotten the sequence: it must see everything again. What was told stays told."""
+        self._seen = 0
 
     @abstractmethod
-    def accept(self, logits: Floats) -> None:
-        """Takes what the engine said of the tokens taken last: [V] or, when all are wanted, [T, V]."""
+    def accept(self, logits: Floats) -> int:
+        """Takes what the engine said of the tokens taken last: [V] or, when all are wanted, [T, V].
+
+        Returns:
+            How many tokens of an answer came of it.
+        """
+
+    @abstractmethod
+    def rebind(self, model: Model) -> None:
+        """Lets another release answer, before the engine has seen anything.
+
+        Raises:
+            EbbflowError: what making the sequence for that release raises.
+        """
+
+    def begin(self) -> bool:
+        """Notes that the first token of the answer has come; says whether that is new."""
+        begun, self._begun = self._begun, True
+        return not begun
+
+    def give_up(self, now_s: float) -> None:
+        """Ends the sequence if nobody waits for it any more."""
+        if self.cancelled and not self.done:
+            self.ended = "cancelled"
+        elif self.deadline_s is not None and now_s >= self.deadline_s and not self.done:
+            self.fail(EbbflowError(Reason.DEADLINE_EXCEEDED, "the time for this request is over"))
 
     def fail(self, error: EbbflowError) -> None:
         """Ends the sequence with an error."""
-        self._end(Failed(error))
+        self._end(Failed(error), error.reason.name.lower())
 
-    def _end(self, event: Event) -> None:
-        self.done = True
+    def _end(self, event: Event, ended: str) -> None:
+        self.ended = ended
         self._sink(event)
-
-
-class Generation(RunningSequence):
-    """A text being continued."""
-
-    def __init__(self, model: Model, prompt: str, options: Sampling, sink: Sink) -> None:
-        """Tokenises the prompt.
-
-        Raises:
-            EbbflowError: CONTEXT_TOO_LONG if the prompt leaves no room for an answer; INVALID_REQUEST if there is
-                nothing to continue or `max_tokens` exceeds what the student can ever hold.
-        """
-        prompt_ids = prompt_tokens(model, prompt, room=1)
-        context_tokens = model.engine.context_tokens
-        if options.max_tokens > context_tokens:
-            message = f"max_tokens must be at most the student's context of {context_tokens} tokens"
-            raise EbbflowError(Reason.INVALID_REQUEST, message, field="max_tokens", context_tokens=context_tokens)
-        super().__init__(prompt_ids, sink)
-        self._prompt_tokens = len(prompt_ids)
-        self._most_tokens = min(options.max_tokens, context_tokens - len(prompt_ids))
-        self._tokens = 0
-        self._ends = {model.tokenizer.eos_id, model.engine.config.eos_token_id}
-        self._sampler = Sampler(options)
-        self._text = TokenText(model.tokenizer.decode)
-        self._stop = StopText(options.stop)
-
-    def accept(self, logits: Floats) -> None:
-        """Chooses the next token once the whole prompt has been seen."""
-        if not self._pending:
-            token = self._sampler.pick(logits)
-            self._tokens += 1
-            if reason := self._add(token):
-                self._finish(reason)
-            else:
-                self._pending = [token]
-
-    def _add(self, token: int) -> Finish | None:
-        """Adds a token to the answer; says why the answer ends, if it does."""
-        if token in self._ends:
-            return Finish.STOP
-        self._say(self._stop.push(self._text.push(token)))
-        if self._stop.stopped:
-            return Finish.STOP
-        return Finish.LENGTH if self._tokens >= self._most_tokens else None
-
-    def _say(self, text: str) -> None:
-        if text:
-            self._sink(Piece(text))
-
-    def _finish(self, reason: Finish) -> None:
-        """Lets out what is held back, unless a stop text turns up in it."""
-        if not self._stop.stopped:
-            self._say(self._stop.push(self._text.finish()) + self._stop.finish())
-        reason = Finish.STOP if self._stop.stopped else reason
-        self._end(Finished(reason, self._prompt_tokens, self._tokens))
-
-
-class Scoring(RunningSequence):
-    """A text whose tokens are being scored."""
-
-    want: Literal["last", "all"] = "all"
-
-    def __init__(self, model: Model, text: str, sink: Sink) -> None:
-        """Tokenises the text.
-
-        Raises:
-            EbbflowError: CONTEXT_TOO_LONG if the text is longer than the student's context.
-        """
-        token_ids = prompt_tokens(model, text, room=0)
-        super().__init__(token_ids, sink)
-        self._targets = token_ids[1:]
-        self._log_probs: list[float] = []
-
-    def accept(self, logits: Floats) -> None:
-        """Scores the tokens that follow those just seen."""
-        start = len(self._log_probs)
-        targets_T = np.asarray(self._targets[start : start + len(logits)], np.int64)
-        if len(targets_T):
-            self._log_probs += (-token_losses(logits[: len(targets_T)], targets_T)).tolist()
-        if not self._pending:
-            self._end(Scored(self._log_probs))
-
-
-def prompt_tokens(model: Model, text: str, room: int) -> list[int]:
-    """Returns the text's tokens, with the beginning-of-text token where the student knows one.
-
-    Args:
-        model: whose tokenizer and context count.
-        text: what to tokenise.
-        room: tokens that must stay free.
-
-    Raises:
-        EbbflowError: CONTEXT_TOO_LONG or, if no token comes out, INVALID_REQUEST.
-    """
-    token_ids = model.tokenizer.encode(text, bos=model.tokenizer.bos_id is not None)
-    context_tokens = model.engine.context_tokens
-    if not token_ids:
-        raise EbbflowError(Reason.INVALID_REQUEST, "the prompt is empty", field="prompt")
-    if len(token_ids) + room > context_tokens:
-        message = f"the prompt has {len(token_ids)} tokens; the student's context holds {context_tokens}"
-        raise EbbflowError(Reason.CONTEXT_TOO_LONG, message, tokens=len(token_ids), context_tokens=context_tokens)
-    return token_ids

@@ -62,8 +62,14 @@ class HttpServer:
         while not self._server.started and not self._task.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
 
-    async def stop(self) -> None:
-        """Takes nothing new, lets running requests finish within the grace, and closes the port."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Takes nothing new, lets running requests finish, and closes the port.
+
+        Args:
+            grace_s: how long they may take; None for the grace of `__init__`.
+        """
+        if grace_s is not None:
+            self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
         self._server.should_exit = True
         if self._task:
             await self._task

@@ -18,4 +18,5 @@ def student(row: Student) -> student_pb2.Student:
         create_time=timestamp(row.create_time),
         topics=row.topics,
         rollout_policy=from_json(row.rollout_policy, student_pb2.RolloutPolicy),
+        escalation_policy=from_json(row.escalation_policy, student_pb2.EscalationPolicy),
     )
