@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 NATIVE := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-containers lint format proto docs bench migration wheel clean
+.PHONY: help demo test test-slow test-sanitizers test-faults test-containers lint format proto docs bench migration wheel wheels clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@PYTHON=$(PYTHON) VENV=$(VENV) EXTRAS=$(EXTRAS) sh tools/setup.sh
 	@touch $@
 
-$(NATIVE): $(STAMP) hatch_build.py $(wildcard common/ebbflow/common/codes/native/*.c)
+$(NATIVE): $(STAMP) hatch_build.py $(wildcard common/ebbflow/common/codes/native/*.c edge/ebbflow/edge/engine/kernels/*.[ch])
 	@$(BIN)/python hatch_build.py
 	@touch $@
 
@@ -66,6 +66,12 @@ migration: $(NATIVE)  ## Write a migration for a change of the tables: make migr
 
 wheel: $(NATIVE)  ## Build the wheel and try it from an empty folder.
 	sh tools/trywheel.sh "$(BIN)/python"
+
+wheels: $(NATIVE)  ## Build wheels for x86-64 and aarch64 into dist/, with the compiler of the wheel ziglang.
+	sh tools/wheels.sh "$(CURDIR)/$(BIN)/python" dist
+
+test-sanitizers: $(NATIVE)  ## Run the kernels under sanitizers, other compilers and, in qemu-user, on Arm.
+	$(BIN)/python -m pytest -m slow tests/unit/engine/test_kernels_elsewhere.py $(ARGS)
 
 clean:  ## Remove the virtual environment and what runs have left.
 	rm -rf $(VENV) demo-run dist

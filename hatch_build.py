@@ -72,7 +72,9 @@ _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mfma", "-mf16c")
 _ENGINE = Library(
     f"{_KERNELS}/libebb.so",
-    tuple(f"{_KERNELS}/{name}.c" for name in ("engine", "cache", "choose", "matrix", "pack", "threads", "isa_portable")),
+    tuple(
+        f"{_KERNELS}/{name}.c" for name in ("engine", "cache", "choose", "matrix", "pack", "threads", "isa_portable")
+    ),
     does_without="the engine of torch",
     # None of them changes what is computed but the rounding of x * y + z.
     options=("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
@@ -134,7 +136,8 @@ def compile_all(root: Path, warn: Callable[[str], None]) -> list[str]:
     if compiler is None:
         others = " and ".join(library.does_without for library in LIBRARIES)
         warn(
-            f"no C compiler, so {others} do the work, more slowly. Install gcc or clang, set CC, or pip install ziglang."
+            f"no C compiler, so {others} do the work, more slowly. "
+            "Install gcc or clang, set CC, or pip install ziglang."
         )
     made = [library for library in LIBRARIES if compiler and _compile(root, library, compiler, warn)]
     for library in set(LIBRARIES) - set(made):

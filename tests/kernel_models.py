@@ -52,7 +52,7 @@ def round_codes(x: Float32, group: int) -> Float32:
     most = np.abs(groups).max(axis=1, keepdims=True)
     with np.errstate(divide="ignore"):
         inverse = np.where(most > 0, np.float32(127) / most, np.float32(0))
-    return (np.rint(groups * inverse) * (most / np.float32(127))).astype(np.float32).reshape(x.shape)
+    return np.asarray(np.rint(groups * inverse) * (most / np.float32(127)), np.float32).reshape(x.shape)
 
 
 class RandomMatrix:
@@ -163,7 +163,7 @@ class KernelModel:
         scores = np.where(np.tri(tokens, dtype=bool), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
-        return np.einsum("hts,shd->thd", weights, v).reshape(tokens, -1).astype(np.float32)
+        return np.asarray(np.einsum("hts,shd->thd", weights, v), np.float32).reshape(tokens, -1)
 
     def _turn(self, heads: Float32) -> Float32:
         angles = np.arange(len(heads), dtype=np.float32)[:, None] * self.frequency
@@ -177,7 +177,7 @@ class KernelModel:
 
 
 def _norm(x: Float32, weight: Float32) -> Float32:
-    return (x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=-1, keepdims=True) + 1e-5) * weight).astype(np.float32)
+    return np.asarray(x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=-1, keepdims=True) + 1e-5) * weight, np.float32)
 
 
 class KernelRun:
@@ -233,7 +233,9 @@ class KernelRun:
 
     def step(self, entries: Sequence[tuple[int, Sequence[int]]], threads: int | None = None) -> list[Float32]:
         """Takes new tokens of sequences; returns the logits behind each of them, [T, V], for every entry."""
-        ids, positions, sequences = [], [], []
+        ids: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
         for sequence, new in entries:
             begin = self.lengths[sequence]
             ids += list(new)

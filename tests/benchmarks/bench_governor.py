@@ -13,7 +13,7 @@ weighted by the tokens that the governor let each precision answer.
 At last all cores but none are left free: a neighbour keeps one busy while a closed loop asks an agent with as many
 threads as there are cores, with the governor and without.
 
-Takes 10 minutes on two cores once the student is written.
+Takes 15 minutes on two cores once the student is written.
 """
 
 import argparse
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calm-s", type=float, default=20.0)
     parser.add_argument("--rise-s", type=float, default=15.0, help="of the peak's rate, before the peak is measured")
     parser.add_argument("--peak-s", type=float, default=45.0)
-    parser.add_argument("--after-s", type=float, default=60.0)
+    parser.add_argument("--after-s", type=float, default=120.0)
     parser.add_argument("--closed-rounds", type=int, default=4, help="requests of each client of a closed loop")
     parser.add_argument("--turns", type=int, default=2, help="of each agent beside the neighbour")
     parser.add_argument("--steps", type=int, default=400, help="of the small student's training")

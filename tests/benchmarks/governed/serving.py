@@ -114,7 +114,10 @@ def agent(artefact: Path, tokenizer: Path, options: Options) -> Iterator[Agent]:
         try:
             yield found
         finally:
-            found.told += process.communicate()[0].splitlines()
+            assert process.stdin is not None
+            process.stdin.close()
+            found.told += process.stdout.read().splitlines()
+            process.wait()
 
 
 async def _send(asked: Asked, prompts: Sequence[str], phases: Sequence[Phase], run: Run) -> None:

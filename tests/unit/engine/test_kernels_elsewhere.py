@@ -76,7 +76,18 @@ def test_sanitizers_find_nothing_in_the_tests_of_engines(tree: Path) -> None:
         "PYTHONMALLOC": "malloc",
     }
     files = ["tests/unit/engine/test_kernels.py", "tests/contract/test_engines.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--basetemp", str(tree / "t")]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        str(tree / "t"),
+    ]
     done = subprocess.run(
         [*command, *files], cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=1800
     )

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from dp_accounting import pld
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -88,6 +88,7 @@ def test_discrete_epsilon_agrees_with_dp_accounting(variance: float, rounds: int
 
 
 @settings(deadline=None, max_examples=40)
+@example(5.0, 1e-4, 1, 1)
 @given(st.floats(0.2, 20), st.sampled_from([1e-4, 1e-6, 1e-9]), st.integers(1, 60), st.integers(1, 20))
 def test_a_window_never_costs_more_than_it_claims(epsilon: float, delta: float, rounds: int, sensitivity: int) -> None:
     mechanism = calibration.calibrate(epsilon, delta, rounds, sensitivity)
@@ -96,7 +97,8 @@ def test_a_window_never_costs_more_than_it_claims(epsilon: float, delta: float, 
     assert calibration.window_epsilon(variance, sensitivity, rounds, delta) <= epsilon
     assert accounting.epsilon_of(mechanism.rho_nano * rounds, delta) <= epsilon
     less = variance * Fraction(97, 100)
-    assert accounting.gaussian_epsilon(rounds * sensitivity / (2 * float(less)), delta) > epsilon * 0.98 or epsilon > 8
+    # Where sigma is small the discrete figure decides, and the continuous one may lie well below it.
+    assert calibration.window_epsilon(less, sensitivity, rounds, delta) > epsilon * 0.98 or epsilon > 8
 
 
 def test_metrics_cost_noise_and_not_budget() -> None:

@@ -6,12 +6,9 @@ between two steps of the engine.
 
 import asyncio
 import datetime as dt
-import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 
 from ebbflow.api.v1 import inference_pb2 as pb
@@ -30,7 +27,6 @@ from ebbflow.edge.serving.model import Model
 BUSY_S = 0.5
 """Seconds between looks while something is asked."""
 IDLE_S = 2.0
-_NICE = 10
 _MS = 1e3
 
 
@@ -59,7 +55,7 @@ class Governing:
         self._hub, self._settings, self._limit_bytes, self._now = hub, settings, memory_limit_bytes, now
         self._machine, self._clock = machine or Machine(), clock
         self._steerings: dict[str, Steering] = {}
-        self._executor = ThreadPoolExecutor(1, "prepare precision", _yield_to_serving)
+        self._executor = ThreadPoolExecutor(1, "prepare precision")
 
     async def look(self) -> float:
         """Reads, decides and acts once; returns the seconds until the next look."""
@@ -140,9 +136,3 @@ def offered(model: Model, allowed: tuple[str, ...]) -> tuple[str, ...]:
 
 def _is_busy(load: Load) -> bool:
     return load.running > 0 or load.tokens_per_s > 0
-
-
-def _yield_to_serving() -> None:
-    """Lets the thread that makes precisions ready run only where serving leaves time."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

@@ -50,6 +50,7 @@ class Steering:
         self._preparing: tuple[str, Future[Prepared]] | None = None
         self._acting: Future[None] | None = None
         self._ended = False
+        self._threads = model.engine.threads
         engine = model.engine
         own_bytes = engine.memory().weights_bytes
         self._weights_bytes = {
@@ -74,9 +75,8 @@ class Steering:
         decision = self._governor.decide(self._reading(load, machine), now_s)
         if (decision.precision, decision.threads) == self._present and self._preparing is None:
             self._reason = decision.reason
-        if decision.threads != self.model.engine.threads:
-            self._set_threads(decision.threads, decision.reason)
         self._bring_about(decision.precision, decision.reason, now_s)
+        self._fit_threads(decision.threads, decision.reason, machine.cores)
 
     def status(self) -> pb.Governor | None:
         """Returns what was decided and why; None if there is nothing to choose."""
@@ -109,7 +109,7 @@ class Steering:
         heat, battery = machine.heat, machine.battery
         return Reading(
             precision=engine.precision,
-            threads=engine.threads,
+            threads=self._threads,
             cores=machine.cores,
             free_cores=machine.free_cores,
             running=load.running,
@@ -126,7 +126,14 @@ class Steering:
             battery_percent=battery.percent if battery else None,
         )
 
-    def _set_threads(self, count: int, reason: str) -> None:
+    def _fit_threads(self, threads: int, reason: str, cores: float) -> None:
+        """Sets the threads that were decided; one less while a precision is made ready, which takes a core."""
+        self._threads = count = threads
+        if self._preparing and threads > 1 and threads >= int(cores):
+            count, reason = threads - 1, f"{self._preparing[0]} is being made ready on the core of one thread"
+        if count == self.model.engine.threads:
+            return
+
         def act(engine: Engine) -> None:
             if engine is self.model.engine and not self._ended:
                 engine.threads = count

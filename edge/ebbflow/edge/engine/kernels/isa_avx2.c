@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu_x86.h"
 #include "kernels.h"
 
 enum { LANES = 8 };
@@ -24,13 +25,11 @@ static inline lanes widen8(const int8_t *from) {
 
 enum { AHEAD = 2304, HALF = 8 };
 
-static int usable(void) {
-    __builtin_cpu_init();
 #ifdef EBB_VNNI
-    if (!__builtin_cpu_supports("avxvnni")) return 0;
+static int usable(void) { return (ebb_x86() & EBB_AVXVNNI) != 0; }
+#else
+static int usable(void) { return (ebb_x86() & EBB_AVX2) != 0; }
 #endif
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-}
 
 INLINE void prefetch(const uint8_t *p, int bytes) {
     for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);

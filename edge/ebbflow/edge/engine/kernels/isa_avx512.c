@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu_x86.h"
 #include "kernels.h"
 
 enum { LANES = 16 };
@@ -23,12 +24,7 @@ static inline lanes widen8(const int8_t *from) {
 
 enum { AHEAD = 2304 }; /* bytes to prefetch ahead: about eight groups of 4 bits */
 
-static int usable(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512bf16");
-}
+static int usable(void) { return (ebb_x86() & EBB_AVX512) != 0; }
 
 INLINE void prefetch(const uint8_t *p, int bytes) {
     for (int i = 0; i < bytes; i += 64) _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
@@ -142,6 +138,8 @@ static void quantise(const float *x, int n, int offset, ebb_group *out) {
         memcpy(&most, &largest, sizeof most);
         __m512 inverse = _mm512_set1_ps(most > 0 ? 127.0f / most : 0);
         __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+        const __m512i least = _mm512_set1_epi32(-127); /* a NaN becomes the smallest integer: sums must not overflow */
+        qa = _mm512_max_epi32(qa, least), qb = _mm512_max_epi32(qb, least);
         _mm_storeu_si128((__m128i *)out[g].codes, _mm512_cvtsepi32_epi8(qa));
         _mm_storeu_si128((__m128i *)(out[g].codes + 16), _mm512_cvtsepi32_epi8(qb));
         out[g].scale = most / 127.0f;
