@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 NATIVE := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-sanitizers test-faults test-containers lint format proto docs bench migration wheel wheels clean
+.PHONY: help demo test test-slow test-sanitizers test-rivals test-faults test-containers lint format proto docs bench migration wheel wheels clean
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ test-containers: $(NATIVE)  ## Build and run the container images; needs root, b
 
 test-faults: $(NATIVE)  ## Kill real processes by the hundred, for half an hour. COUNT=50 and SEED=7 choose.
 	COUNT="$(COUNT)" SEED="$(SEED)" $(BIN)/python -m pytest -m faults $(ARGS)
+
+test-rivals: $(NATIVE)  ## Let llama.cpp and ONNX Runtime GenAI run what is exported; builds them first. Needs a C++ compiler.
+	$(BIN)/python -m pytest -m rivals $(ARGS)
 
 test-slow: $(NATIVE)  ## Run the tests that take long.
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)

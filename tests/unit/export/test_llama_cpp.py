@@ -20,7 +20,7 @@ from ebbflow.common.export.gguf_file import write_gguf
 from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.edge.serving.chat import Message, transcript
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rivals
 
 Released = Callable[[str], Path]
 PROGRAM = Path(world.__file__).with_name("llama_cpp_program.py")

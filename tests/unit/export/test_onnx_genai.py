@@ -14,7 +14,7 @@ from ebbflow.common.codes.artefact import PRECISIONS, Precision
 from ebbflow.common.codes.twin import load_student
 from ebbflow.common.export.onnx_folder import write_onnx
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rivals
 
 PROGRAM = Path(world.__file__).with_name("onnx_genai_program.py")
 COUNT = 12

@@ -4,14 +4,14 @@
     # bring it about; the next reading tells what came of it
 
 First the threads are fitted to the cores that are free (`thread_fit`), because that alone changes no answer. The
-precision follows what there is evidence for (`strain`): one step down when it has lasted, one step up when it has been
-gone for longer and the better precision could carry the load of now. A precision stays for at least the dwell time, and
-each return that did not last makes the next one wait twice as long.
+precision follows what there is evidence for (`strain`): a step down when it has lasted, to the lowest at once where it
+is `severe`, one step up when it has been gone for longer and the better precision could carry the load of now. A
+precision stays for at least the dwell time, and each return that did not last makes the next one wait twice as long.
 """
 
 from dataclasses import dataclass, field, replace
 
-from ebbflow.edge.engine.strain import Reading, Rules, Smoothed, fits, ready_for, strain
+from ebbflow.edge.engine.strain import Reading, Rules, Smoothed, fits, ready_for, severe, strain
 from ebbflow.edge.engine.thread_fit import ThreadFit
 
 REACT_S = 1.0
@@ -104,6 +104,8 @@ class _Precision:
         self._strained_since_s = self._strained_since_s if evidence else None
         self._calm_since_s = (now_s if self._calm_since_s is None else self._calm_since_s) if calm else None
         if evidence and lower and self._lasted(self._strained_since_s, REACT_S, now_s):
+            if severe(self._current_evidence(reading, now_s), smoothed, self._policy.rules):
+                lower = self._lowest(reading, now_s)
             self._wish = (lower, evidence)
             return lower, f"{lower}: {evidence}"
         patience_s = self._policy.dwell_s * 2**self._doublings
@@ -152,6 +154,11 @@ class _Precision:
         """The best precision under the present one that can be had."""
         worse = self._policy.offered[self._policy.offered.index(reading.precision) + 1 :]
         return next((precision for precision in worse if self._can_have(precision, reading, now_s)), "")
+
+    def _lowest(self, reading: Reading, now_s: float) -> str:
+        """The last precision under the present one that can be had."""
+        worse = self._policy.offered[self._policy.offered.index(reading.precision) + 1 :]
+        return next(precision for precision in reversed(worse) if self._can_have(precision, reading, now_s))
 
     def _above(self, reading: Reading, now_s: float) -> str:
         """The next precision over the present one that can be had."""

@@ -127,6 +127,15 @@ def _strain_of_load(reading: Reading, smoothed: Smoothed, rules: Rules) -> str:
     return ""
 
 
+def severe(reading: Reading, smoothed: Smoothed, rules: Rules) -> bool:
+    """Whether a single step down would not do: half a batch waits, or the first token takes twice what it should.
+
+    Each step costs the time in which weights are made ready and a dwell, and meanwhile the queue grows.
+    """
+    goal_s, first_s = rules.latency_goal_s, reading.first_token_s
+    return smoothed.queued >= rules.capacity / 2 or bool(goal_s and first_s is not None and first_s > 2 * goal_s)
+
+
 def ready_for(precision: str, reading: Reading, smoothed: Smoothed, rules: Rules) -> bool:
     """Whether a better precision could carry what is asked now, with something to spare."""
     slower = BITS[precision] / BITS[reading.precision]
