@@ -7,7 +7,7 @@
 set -eu
 umask 022
 
-wheel='' constraints='' cloud='' token='' name='' prefix=/opt/ebbflow state=/var/lib/ebbflow-edge extra=edge-torch
+wheel='' constraints='' cloud='' token='' name='' prefix=/opt/ebbflow state=/var/lib/ebbflow-edge extra=edge
 python=python3 service=auto torch_index=https://download.pytorch.org/whl/cpu
 
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; cat <<'TEXT'
@@ -19,7 +19,7 @@ usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; cat <<'TEXT'
   --name NAME         the name that the device asks for; default: its host name
   --prefix DIR        where the software goes (/opt/ebbflow)
   --state DIR         where the agent keeps its identity and releases (/var/lib/ebbflow-edge)
-  --extra NAME        edge, or edge-torch (the default)
+  --extra NAME        edge (the default), or edge-torch where the wheel holds no compiled engine
   --torch-index URL   where torch's CPU build is, used if it answers; '' leaves torch to pip's own index
   --python FILE       Python 3.11 or newer
   --service KIND      systemd, none, or auto (the default): systemd where it runs
