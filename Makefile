@@ -37,7 +37,7 @@ test-rivals: $(NATIVE)  ## Let llama.cpp and ONNX Runtime GenAI run what is expo
 	$(BIN)/python -m pytest -m rivals $(ARGS)
 
 test-slow: $(NATIVE)  ## Run the tests that take long.
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not sanitizers" -n 2 --dist loadfile $(ARGS)
 
 lint: $(NATIVE)  ## Check style, types, the contract, and that generated files are current.
 	$(BIN)/ruff check

@@ -65,6 +65,7 @@ def test_sanitizers_find_nothing_in_the_self_test(tree: Path, sanitizers: str) -
     assert "portable" in checked([str(selftest)], UBSAN_OPTIONS="print_stacktrace=1")
 
 
+@pytest.mark.sanitizers
 def test_sanitizers_find_nothing_in_the_tests_of_engines(tree: Path) -> None:
     build(tree, CFLAGS=f"-fsanitize=address,undefined {STRICT}")
     found = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
