@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-PLATFORM = "EBBFLOW_WHEEL_PLATFORM"
+PLATFORM = "WHEEL_PLATFORM"
 """Environment variable: the platform that a wheel is for where $CC compiles for another one."""
 
 if TYPE_CHECKING or importlib.util.find_spec("hatchling"):

@@ -13,5 +13,5 @@ cd "$work"/*/
 for machine in x86_64 aarch64; do
   # The oldest libc that zig links for both; manylinux names it.
   CC="$python -m ziglang cc -target $machine-linux-gnu.2.17" CFLAGS="-s" \
-    EBBFLOW_WHEEL_PLATFORM="manylinux_2_17_$machine" "$python" -m hatchling build -t wheel -d "$output"
+    WHEEL_PLATFORM="manylinux_2_17_$machine" "$python" -m hatchling build -t wheel -d "$output"
 done

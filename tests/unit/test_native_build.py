@@ -133,7 +133,7 @@ def test_sources_that_do_not_compile_are_shown_to_who_builds_by_hand(tree: Path)
     [
         ({}, f"linux_{platform.machine()}"),
         ({"CC": "no-such-compiler"}, "any"),
-        ({"EBBFLOW_WHEEL_PLATFORM": "manylinux_2_17_riscv64"}, "manylinux_2_17_riscv64"),
+        ({"WHEEL_PLATFORM": "manylinux_2_17_riscv64"}, "manylinux_2_17_riscv64"),
     ],
 )
 def test_a_wheel_says_what_it_runs_on(tree: Path, settings: dict[str, str], tag: str) -> None:
