@@ -24,7 +24,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from ebbflow.cloud.registry.clock import now
 from ebbflow.cloud.registry.tables import Release, ReleaseState
 from ebbflow.cloud.release import intake, keys, publish, repository, withdraw
-from ebbflow.common.codes.artefact import write_variant
+from ebbflow.common.codes.artefact import Precision, write_variant
 from ebbflow.common.student.model import Student
 from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.common.trust import ceremony, roles
@@ -221,14 +221,14 @@ async def test_files_that_are_not_the_signed_ones(scene: Scene, kind: str, bend:
     scene.blobs.bend.clear()
 
 
-def neighbour(path: Path, tokenizer: Tokenizer, seed: int, precision: str = "int8") -> None:
+def neighbour(path: Path, tokenizer: Tokenizer, seed: int, precision: Precision = "int8", layers: int = 1) -> None:
     """Weights that differ a little from release 1's."""
-    config = tiny_students.config_of(tokenizer)
+    config = tiny_students.config_of(tokenizer, layers)
     weights = Student.random(config, seed=1, std=0.3).state_dict()
     arrays = {name: weights[name].float().numpy().copy() for name in config.tensor_shapes()}
     first = next(iter(arrays.values()))
     first[: max(1, len(first) // 50)] *= 1 + seed / 100
-    write_variant(path, arrays, config, "int8")
+    write_variant(path, arrays, config, precision)
 
 
 @pytest.mark.parametrize("bend", [flip, halve, endless])
