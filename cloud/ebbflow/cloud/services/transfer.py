@@ -16,7 +16,7 @@ from ebbflow.cloud.blobs.base import PromptReader, Reader
 MOST_CHUNK_BYTES = 1024 * 1024
 """What the contract allows, and the fastest on loopback."""
 LEAST_CHUNK_BYTES = 16 * 1024
-BUFFERED_BYTES = 48 * 1024 * 1024
+BUFFERED_BYTES = 36 * 1024 * 1024
 """What all streams of a process together may hold, up to the number at which chunks have become the shortest."""
 HELD_CHUNKS = 8
 """What one stream holds, in chunks, as measured: read, framed and read ahead here, framed and encrypted inside gRPC."""
