@@ -24,8 +24,8 @@ from ebbflow.edge.engine.load import load_engine
 from ebbflow.edge.engine.loss import sequence_loss
 
 PROMPTS = ("How do I read", "with block", "open() in a")
-# Weights are random and tokens few: one activation that is rounded the other way moves the loss by hundredths.
-PROBE = Probe(((1, 70, 80, 90, 100), (1, 75, 85)), 0.2)
+# Long enough that activations which engines round differently leave its mean alone.
+PROBE = Probe(((1, *range(70, 130)), (1, *range(75, 135))), 0.05)
 _STEP = 0.02
 """How far a release is from the one that all of them are neighbours of, as a share of the weights' deviation."""
 
