@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from code_strategies import SHAPES, WEIGHTS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,22 +15,6 @@ from ebbflow.common.codes import quantise
 from ebbflow.common.errors import EbbflowError, Reason
 
 Float32 = npt.NDArray[np.float32]
-
-SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 3)).map(lambda shape: (shape[0], shape[1] * 32))
-WEIGHTS = SHAPES.flatmap(
-    lambda shape: hnp.arrays(
-        np.float32,
-        shape,
-        elements=st.floats(-quantise.WEIGHT_MOST, quantise.WEIGHT_MOST, width=32, allow_subnormal=True),
-    )
-) | st.builds(
-    lambda shape, exponent, seed: (np.random.default_rng(seed).standard_normal(shape) * 2.0**exponent).astype(
-        np.float32
-    ),
-    SHAPES,
-    st.integers(-40, 15),
-    st.integers(0, 1000),
-)
 CODES8 = SHAPES.flatmap(lambda shape: hnp.arrays(np.int8, shape, elements=st.integers(-127, 127)))
 CODES4 = SHAPES.flatmap(lambda shape: hnp.arrays(np.int8, shape, elements=st.integers(-7, 7)))
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from code_strategies import WEIGHTS
 from engine_support import SHAPES, assert_same, random_weights, write_artefact
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,25 +29,9 @@ from ebbflow.common.student.model import KVCache, Nothing, Student
 
 Float32 = npt.NDArray[np.float32]
 
-SHAPES_OI = st.tuples(st.integers(1, 4), st.integers(1, 3)).map(lambda shape: (shape[0], shape[1] * 32))
-MATRICES = SHAPES_OI.flatmap(
-    lambda shape: hnp.arrays(
-        np.float32,
-        shape,
-        elements=st.floats(-quantise.WEIGHT_MOST, quantise.WEIGHT_MOST, width=32, allow_subnormal=True),
-    )
-) | st.builds(
-    lambda shape, exponent, seed: (np.random.default_rng(seed).standard_normal(shape) * 2.0**exponent).astype(
-        np.float32
-    ),
-    SHAPES_OI,
-    st.integers(-40, 15),
-    st.integers(0, 1000),
-)
-
 
 @settings(max_examples=300, deadline=None)
-@given(weight=MATRICES)
+@given(weight=WEIGHTS)
 def test_weights_are_rounded_to_what_the_codes_stand_for(weight: Float32) -> None:
     codes8, scales8 = quantise.quantise_int8(weight)
     expected8 = quantise.dequantise(codes8, scales8)
@@ -56,7 +41,7 @@ def test_weights_are_rounded_to_what_the_codes_stand_for(weight: Float32) -> Non
 
 
 @settings(max_examples=200, deadline=None)
-@given(rows=MATRICES)
+@given(rows=WEIGHTS)
 def test_activations_are_off_by_half_a_step_of_their_group(rows: Float32) -> None:
     rounded = round_activations(torch.from_numpy(rows)).numpy()
     grouped = rows.reshape(rows.shape[0], -1, 32).astype(np.float64)

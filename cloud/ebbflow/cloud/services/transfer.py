@@ -51,11 +51,12 @@ class Transfers:
             reader: where to read.
             most_bytes: longest chunk that the receiver wants; 0 leaves it to us.
         """
+        prompt = reader if isinstance(reader, PromptReader) else None
         async with self._counted():
-            ahead = self._read(reader, most_bytes)
+            ahead = self._read(reader, prompt, most_bytes)
             try:
                 while message := ahead if isinstance(ahead, bytes) else await asyncio.shield(ahead):
-                    ahead = self._read(reader, most_bytes)
+                    ahead = self._read(reader, prompt, most_bytes)
                     yield message
             finally:
                 if isinstance(ahead, bytes):
@@ -63,9 +64,9 @@ class Transfers:
                 else:  # a read that still runs holds the reader; it is closed when that has ended
                     ahead.add_done_callback(lambda done: _close(reader, done))
 
-    def _read(self, reader: Reader, most_bytes: int) -> "bytes | asyncio.Future[bytes]":
+    def _read(self, reader: Reader, prompt: PromptReader | None, most_bytes: int) -> "bytes | asyncio.Future[bytes]":
         size_bytes = min(self.chunk_bytes, most_bytes or MOST_CHUNK_BYTES)
-        if isinstance(reader, PromptReader) and (chunk := reader.read_at_once(size_bytes)) is not None:
+        if prompt is not None and (chunk := prompt.read_at_once(size_bytes)) is not None:
             return framed(chunk)
         return asyncio.get_running_loop().run_in_executor(self._pool, _next_message, reader, size_bytes)
 
