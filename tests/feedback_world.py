@@ -13,6 +13,7 @@ from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, FeedbackRefusal, Round, Student
 from ebbflow.common.identity import keys as identity
+from ebbflow.common.privacy.calibration import complete_policy
 from ebbflow.common.privacy.vector import Contribution
 from ebbflow.edge.feedback.plans import Ceiling, admit
 from ebbflow.edge.feedback.store import FeedbackStore
@@ -23,6 +24,16 @@ AGENTS = ("kiosk-1", "kiosk-2", "kiosk-3")
 BINS = [pb.Bin(bin_id=topic, texts=[topic]) for topic in ("files", "dates", "networks")]
 SIGNER = CryptoSigner.generate_ed25519()
 KEYS = {agent: identity.generate_key() for agent in (*AGENTS, "stranger")}
+
+
+def signed_policy(
+    policy: pb.PrivacyPolicy | None = None, student: str = "faq", signer: CryptoSigner = SIGNER, version: int = 1
+) -> pb.SignedPolicy:
+    """A policy as its owner signed it; zeros take the defaults."""
+    document = pb.PolicyDocument(
+        student=f"students/{student}", version=version, policy=complete_policy(policy or pb.PrivacyPolicy())
+    )
+    return PlanSigner(signer).sign_policy(document)
 
 
 def add_fleet(registry: Registry) -> None:

@@ -48,8 +48,26 @@ def parse_release(name: str) -> tuple[str, int]:
     Raises:
         EbbflowError: INVALID_REQUEST if the name is of another form.
     """
-    match = re.fullmatch(r"students/([a-z0-9-]{1,63})/releases/([1-9][0-9]{0,9})", name)
+    return _numbered(name, "releases")
+
+
+def population(student_id: str, generation: int) -> str:
+    """Name of a generation of a student's population."""
+    return f"students/{student_id}/populations/{generation}"
+
+
+def parse_population(name: str) -> tuple[str, int]:
+    """Returns student id and generation in a population's name.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST if the name is of another form.
+    """
+    return _numbered(name, "populations")
+
+
+def _numbered(name: str, collection: str) -> tuple[str, int]:
+    match = re.fullmatch(rf"students/([a-z0-9-]{{1,63}})/{collection}/([1-9][0-9]{{0,9}})", name)
     if not match:
-        message = f"a name of the form students/ID/releases/NUMBER is needed, not {name[:80]!r}"
+        message = f"a name of the form students/ID/{collection}/NUMBER is needed, not {name[:80]!r}"
         raise EbbflowError(Reason.INVALID_REQUEST, message, name=name[:80])
     return match[1], int(match[2])

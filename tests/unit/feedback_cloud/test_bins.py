@@ -4,6 +4,7 @@ import datetime as dt
 import json
 
 import pytest
+from feedback_world import signed_policy
 from hypothesis import given
 from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner, Signature
@@ -47,7 +48,7 @@ def test_topics_that_no_plan_can_hold_are_refused(blobs: LocalBlobStore, count: 
 
 def test_a_plan_is_signed_as_its_very_bytes() -> None:
     key = CryptoSigner.generate_ed25519()
-    plan = make_plan("r1", "faq", pb.PrivacyPolicy(), [pb.Bin(bin_id="a", texts=["b"])], Timing(NOW, DAY, 7 * DAY))
+    plan = make_plan("r1", "faq", signed_policy(), [pb.Bin(bin_id="a", texts=["b"])], Timing(NOW, DAY, 7 * DAY))
     signed = PlanSigner(key).sign(plan)
     key.public_key.verify_signature(Signature(signed.key_id, signed.signature.hex()), signed.plan)
     assert pb.RoundPlan.FromString(signed.plan) == plan
@@ -66,11 +67,11 @@ def test_every_plan_that_is_made_is_sound(
     policy = pb.PrivacyPolicy(epsilon=epsilon, rounds_per_window=rounds, window_days=window_days)
     metrics = [pb.Metric(kind=pb.Metric.KIND_FAILED, cap=cap) for cap in caps]
     bins = [pb.Bin(bin_id="a", texts=["b"])]
-    check_plan(make_plan("r1", "faq", policy, bins, Timing(now, DAY, DAY), metrics=metrics))
+    check_plan(make_plan("r1", "faq", signed_policy(policy), bins, Timing(now, DAY, DAY), metrics=metrics))
 
 
 @pytest.mark.parametrize("timing", [Timing(NOW, 31 * DAY, DAY), Timing(NOW, DAY, 0 * DAY)], ids=["long", "nothing"])
 def test_a_timing_beyond_the_window_is_refused(timing: Timing) -> None:
     with pytest.raises(EbbflowError) as caught:
-        make_plan("r1", "faq", pb.PrivacyPolicy(), [pb.Bin(bin_id="a", texts=["b"])], timing)
+        make_plan("r1", "faq", signed_policy(), [pb.Bin(bin_id="a", texts=["b"])], timing)
     assert caught.value.reason is Reason.INVALID_REQUEST

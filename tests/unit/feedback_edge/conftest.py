@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from feedback_world import signed_policy
 from securesystemslib.signer import CryptoSigner, Key
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -34,13 +35,13 @@ def keys(signer: CryptoSigner) -> dict[str, Key]:
 
 
 @pytest.fixture
-def make() -> Callable[..., pb.RoundPlan]:
+def make(signer: CryptoSigner) -> Callable[..., pb.RoundPlan]:
     def make(
         round_id: str = "r1", student: str = "faq", at: dt.datetime = NOW, epsilon: float = 4.0, **more: object
     ) -> pb.RoundPlan:
         bins = [pb.Bin(bin_id=topic, texts=[topic]) for topic in TOPICS]
         timing = Timing(at, dt.timedelta(days=1), dt.timedelta(days=7))
-        policy = pb.PrivacyPolicy(epsilon=epsilon)
+        policy = signed_policy(pb.PrivacyPolicy(epsilon=epsilon), student, signer)
         return make_plan(round_id, student, policy, bins, timing, **more)  # type: ignore[arg-type]
 
     return make

@@ -33,7 +33,7 @@ now = dt.datetime.fromisoformat(sys.argv[3])
 admitted = []
 for line in Path(sys.argv[2]).read_text().split():
     plan = pb.RoundPlan.FromString(bytes.fromhex(line))
-    admitted.append(AdmittedPlan(plan, hashlib.sha256(bytes.fromhex(line)).digest(), plan.window, 10**12))
+    admitted.append(AdmittedPlan(plan, hashlib.sha256(bytes.fromhex(line)).digest(), plan.window, 10**12, 1))
 
 def work():
     store = FeedbackStore(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 import datetime as dt
 
 import pytest
+from feedback_world import signed_policy
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback.plans import Timing, make_plan
@@ -16,4 +17,4 @@ def plan() -> pb.RoundPlan:
     """Three bins, one metric, the default policy."""
     bins = [pb.Bin(bin_id=name, texts=[f"about {name}"]) for name in ("files", "dates", "networks")]
     metrics = [pb.Metric(kind=pb.Metric.KIND_FAILED, cap=2)]
-    return make_plan("r1", "faq", pb.PrivacyPolicy(), bins, TIMING, metrics=metrics, max_users=50)
+    return make_plan("r1", "faq", signed_policy(), bins, TIMING, metrics=metrics, max_users=50)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+from feedback_world import signed_policy
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback.audit import mu_lower_bound, scale_fails
@@ -40,7 +41,7 @@ def prompts_of(ids: Sequence[str]) -> dict[str, str]:
 def make(epsilon: float) -> pb.RoundPlan:
     bins = [pb.Bin(bin_id=name, texts=[name]) for name in DIRECTIONS]
     policy = pb.PrivacyPolicy(epsilon=epsilon, rounds_per_window=1)
-    return make_plan("r1", "faq", policy, bins, TIMING, max_users=50)
+    return make_plan("r1", "faq", signed_policy(policy), bins, TIMING, max_users=50)
 
 
 @pytest.fixture

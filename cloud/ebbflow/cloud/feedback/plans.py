@@ -13,7 +13,7 @@ from ebbflow.cloud.distillation import corpus
 from ebbflow.cloud.release import keys
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy.calibration import calibrate, complete_policy
+from ebbflow.common.privacy.calibration import calibrate
 from ebbflow.common.privacy.plans import MAX_BINS, MIN_NULL_BINS, check_plan
 from ebbflow.common.privacy.vector import sensitivity_squared
 from ebbflow.common.privacy.windows import window_name
@@ -51,6 +51,12 @@ class PlanSigner:
         data = plan.SerializeToString(deterministic=True)
         signature = self._signer.sign(data)
         return pb.SignedPlan(plan=data, signature=bytes.fromhex(signature.signature), key_id=signature.keyid)
+
+    def sign_policy(self, document: pb.PolicyDocument) -> pb.SignedPolicy:
+        """Serialises a policy and signs these very bytes."""
+        data = document.SerializeToString(deterministic=True)
+        signature = self._signer.sign(data)
+        return pb.SignedPolicy(document=data, signature=bytes.fromhex(signature.signature), key_id=signature.keyid)
 
 
 def read_bins(blobs: BlobStore, corpus_sha256: str, topics: Sequence[str]) -> list[pb.Bin]:
@@ -96,7 +102,7 @@ class Timing:
 def make_plan(
     round_id: str,
     student_id: str,
-    policy: pb.PrivacyPolicy,
+    signed_policy: pb.SignedPolicy,
     bins: Sequence[pb.Bin],
     timing: Timing,
     *,
@@ -108,7 +114,7 @@ def make_plan(
     Raises:
         EbbflowError: INVALID_REQUEST if the policy or the timing is out of range, PLAN_INVALID if the bins are.
     """
-    policy = complete_policy(policy)
+    policy = pb.PolicyDocument.FromString(signed_policy.document).policy
     longest = dt.timedelta(days=policy.window_days)
     for field, value in (("duration", timing.duration), ("lookback", timing.lookback)):
         if not dt.timedelta() < value <= longest:
@@ -126,6 +132,7 @@ def make_plan(
         policy=policy,
         window=window_name(end, policy.window_days),
         max_users=max_users,
+        signed_policy=signed_policy,
     )
     plan.start_time.FromDatetime(timing.now - timing.lookback)
     plan.end_time.FromDatetime(end)

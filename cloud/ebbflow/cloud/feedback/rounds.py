@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
+from ebbflow.cloud.feedback import policies
 from ebbflow.cloud.feedback.aggregate import aggregate
 from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, PlanSigner, Timing, make_plan
 from ebbflow.cloud.registry import changes, locks
@@ -105,7 +106,7 @@ def open_round(
             INVALID_REQUEST, PLAN_INVALID.
     """
     locks.exclusive(session, f"rounds of students/{student.id}")
-    policy = json_format.ParseDict(student.privacy_policy, pb.PrivacyPolicy(), ignore_unknown_fields=True)
+    policy = policies.signed(policies.current(session, student, signer, now))
     round_id = secrets.token_hex(6)
     timing = Timing(now, duration, lookback)
     plan = make_plan(round_id, student.id, policy, bins, timing, metrics=metrics, max_users=max_users)

@@ -121,6 +121,15 @@ class RoundState(enum.StrEnum):
     CLOSED = "closed"
 
 
+class PopulationState(enum.StrEnum):
+    """Where a generation of a population stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    READY = "ready"
+    FAILED = "failed"
+
+
 class Student(Base):
     """A named line of small models."""
 
@@ -133,7 +142,7 @@ class Student(Base):
     topics: Mapped[list[str]] = mapped_column(sa.JSON)
     """Topics of the corpus, in the order of their bins."""
     privacy_policy: Mapped[Json]
-    """PrivacyPolicy."""
+    """PrivacyPolicy, as its newest version says."""
     selector: Mapped[str] = mapped_column(sa.String(1024))
     create_time: Mapped[dt.datetime]
     rollout_policy: Mapped[Json] = mapped_column(default_factory=dict)
@@ -173,6 +182,15 @@ class Distillation(Base):
     """Counts claims; fences what a worker may write."""
     release_number: Mapped[int | None] = mapped_column(default=None)
     error: Mapped[str] = mapped_column(sa.Text, default="")
+    population: Mapped[int] = mapped_column(default=0)
+    """Generation of the student's population whose prompts join the training texts; 0 for none."""
+    population_share: Mapped[float] = mapped_column(default=0.0)
+    adapter_round_id: Mapped[str | None] = mapped_column(sa.String(63), default=None)
+    """Closed round whose average adapter is added to the base release's weights first."""
+    private_corpus_sha256: Mapped[str] = mapped_column(sa.String(64), default="")
+    """Private texts to train on last, by DP-SGD; empty for none."""
+    private_training: Mapped[Json] = mapped_column(default_factory=dict)
+    """PrivateTraining."""
 
 
 class Release(Base):
@@ -222,6 +240,8 @@ class Agent(Base):
     connected: Mapped[bool] = mapped_column(default=False)
     telemetry: Mapped[Json] = mapped_column(default_factory=dict)
     """Telemetry, as last heard."""
+    new_device: Mapped[bool] = mapped_column(default=False)
+    """The operator's word that nobody used the device under another identity: its users need not wait a window."""
 
 
 class Certificate(Base):
@@ -363,6 +383,44 @@ class RolloutDevice(Base):
     """What the full files of its variant would have been; 0 until it has answered."""
 
 
+class PolicyVersion(Base):
+    """One version of a student's privacy policy, as it was signed. Append only."""
+
+    __tablename__ = "policy_versions"
+    student_id: Mapped[str] = mapped_column(sa.ForeignKey("students.id"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    document: Mapped[bytes]
+    """Serialised PolicyDocument, as signed."""
+    signature: Mapped[bytes]
+    key_id: Mapped[str] = mapped_column(sa.String(64))
+    create_time: Mapped[dt.datetime]
+
+
+class Population(Base):
+    """One generation of a student's prompts; also the work queue of the workers that make them."""
+
+    __tablename__ = "populations"
+    __table_args__ = (sa.Index(None, "state", "leased_until"),)
+    student_id: Mapped[str] = mapped_column(sa.ForeignKey("students.id"), primary_key=True)
+    generation: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[PopulationState] = mapped_column(_enum(PopulationState, "state"))
+    settings: Mapped[Json]
+    """EvolvePopulationRequest without its request_id."""
+    round_id: Mapped[str | None] = mapped_column(sa.String(63))
+    """Round whose votes choose the parents; none in a generation from public texts."""
+    create_time: Mapped[dt.datetime]
+    prompts: Mapped[list[Json]] = mapped_column(sa.JSON, default_factory=list)
+    """Prompt, each; public or synthetic texts."""
+    method: Mapped[str] = mapped_column(sa.String(32), default="")
+    reason: Mapped[str] = mapped_column(sa.Text, default="")
+    parents: Mapped[Json] = mapped_column(default_factory=dict)
+    """Quality of the generation before; empty in the first."""
+    leased_by: Mapped[str | None] = mapped_column(sa.String(128), default=None)
+    leased_until: Mapped[dt.datetime | None] = mapped_column(default=None)
+    attempt: Mapped[int] = mapped_column(default=0)
+    """Counts claims; fences what a worker may write."""
+
+
 class Round(Base):
     """One collection of feedback."""
 
@@ -400,8 +458,13 @@ class FeedbackBatch(Base):
     agent_id: Mapped[str] = mapped_column(sa.ForeignKey("agents.id"))
     batch_sha256: Mapped[str] = mapped_column(sa.String(64))
     noisy: Mapped[list[int]] = mapped_column(sa.JSON)
+    """The values; of an adapter update the null bins alone, and everything after the retention of its policy: empty."""
     signature: Mapped[bytes]
     create_time: Mapped[dt.datetime]
+    payload_sha256: Mapped[str] = mapped_column(sa.String(64), default="")
+    """Blob with the values of an adapter update; empty for votes."""
+    base_release: Mapped[int] = mapped_column(default=0)
+    """Release that an adapter update belongs to; 0 for votes, and for an update of noise alone."""
 
 
 class FeedbackRefusal(Base):

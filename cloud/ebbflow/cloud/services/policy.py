@@ -59,6 +59,8 @@ _BY_SERVICE: dict[str, dict[str, Rule]] = {
         "ListStudents": _READ,
         "UpdateRolloutPolicy": _OWN,
         "UpdateEscalationPolicy": _OWN,
+        "UpdatePrivacyPolicy": _OWN,
+        "ListPrivacyPolicies": _READ,
     },
     "DistillationService": {
         "CreateDistillation": _OPERATE,

@@ -7,9 +7,11 @@ import grpc
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ebbflow.api.v1 import feedback_pb2 as pb_feedback
 from ebbflow.api.v1 import student_pb2 as pb
 from ebbflow.api.v1 import student_pb2_grpc
 from ebbflow.cloud.distillation import corpus
+from ebbflow.cloud.feedback import policies
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.locks import exclusive
 from ebbflow.cloud.registry.paging import page
@@ -22,7 +24,7 @@ from ebbflow.cloud.services.convert import students
 from ebbflow.cloud.services.convert.common import to_json
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy.calibration import complete_policy
+from ebbflow.common.privacy.calibration import complete_policy, with_lifetime
 from ebbflow.common.student.config import StudentConfig
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -112,6 +114,40 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
             return pb.UpdateRolloutPolicyResponse(student=students.student(row))
 
         return await self._cloud.change(work)
+
+    async def UpdatePrivacyPolicy(
+        self, request: pb.UpdatePrivacyPolicyRequest, context: Context
+    ) -> pb.UpdatePrivacyPolicyResponse:
+        """Signs a new version; rounds that are open keep to theirs."""
+        cloud, student_id = self._cloud, names.parse(request.name, "students")
+        wanted = pb_feedback.PrivacyPolicy()
+        wanted.CopyFrom(request.privacy_policy)
+        policy = await cloud.in_thread(cloud.files, lambda: with_lifetime(wanted, request.lifetime_epsilon))
+
+        def work(session: Session, now: dt.datetime) -> pb.UpdatePrivacyPolicyResponse:
+            exclusive(session, f"rounds of {request.name}")
+            row = find(session, student_id)
+            policies.current(session, row, cloud.plan_signer, now)  # what held before stays on record
+            version = policies.append(session, row, policy, request.note, cloud.plan_signer, now)
+            return pb.UpdatePrivacyPolicyResponse(
+                student=students.student(row), document=pb_feedback.PolicyDocument.FromString(version.document)
+            )
+
+        return await cloud.change(work)
+
+    async def ListPrivacyPolicies(
+        self, request: pb.ListPrivacyPoliciesRequest, context: Context
+    ) -> pb.ListPrivacyPoliciesResponse:
+        """Returns every version, newest first."""
+        student_id = names.parse(request.name, "students")
+
+        def work(session: Session) -> pb.ListPrivacyPoliciesResponse:
+            find(session, student_id)
+            versions = policies.every(session, student_id)
+            documents = [pb_feedback.PolicyDocument.FromString(version.document) for version in versions]
+            return pb.ListPrivacyPoliciesResponse(documents=documents)
+
+        return await self._cloud.read(work)
 
     async def UpdateEscalationPolicy(
         self, request: pb.UpdateEscalationPolicyRequest, context: Context

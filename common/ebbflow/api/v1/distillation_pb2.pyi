@@ -97,6 +97,11 @@ class Distillation(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    POPULATION_SHARE_FIELD_NUMBER: _builtins.int
+    ADAPTER_ROUND_FIELD_NUMBER: _builtins.int
+    PRIVATE_CORPUS_SHA256_FIELD_NUMBER: _builtins.int
+    PRIVATE_TRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, such as "distillations/6f0a"."""
     student: _builtins.str
@@ -121,6 +126,14 @@ class Distillation(_message.Message):
     """Release that it made, such as "students/faq/releases/2". Output only."""
     error: _builtins.str
     """Why it failed, or what it waits for while it runs, with the cure. Output only."""
+    population: _builtins.int
+    """Generation of the student's population whose prompts join the training texts; 0 means none."""
+    population_share: _builtins.float
+    """Share of the training tokens that they get; 0 means 0.25."""
+    adapter_round: _builtins.str
+    """Closed round of adapter updates whose average is added to the weights of `base_release` first, such as "rounds/5c1e"."""
+    private_corpus_sha256: _builtins.bytes
+    """SHA-256 of a blob of private texts, lines of JSON as in a corpus, that the student is trained on last, by DP-SGD."""
     @_builtins.property
     def recipe(self) -> Global___Recipe:
         """How to train."""
@@ -141,6 +154,10 @@ class Distillation(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed. Output only."""
 
+    @_builtins.property
+    def private_training(self) -> Global___PrivateTraining:
+        """How."""
+
     def __init__(
         self,
         *,
@@ -160,10 +177,15 @@ class Distillation(_message.Message):
         error: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        population: _builtins.int = ...,
+        population_share: _builtins.float = ...,
+        adapter_round: _builtins.str = ...,
+        private_corpus_sha256: _builtins.bytes = ...,
+        private_training: Global___PrivateTraining | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "eta_time", b"eta_time", "recipe", b"recipe", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "eta_time", b"eta_time", "private_training", b"private_training", "recipe", b"recipe", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "base_release", b"base_release", "create_time", b"create_time", "error", b"error", "eta_time", b"eta_time", "loss", b"loss", "mixture", b"mixture", "name", b"name", "recipe", b"recipe", "release", b"release", "round", b"round", "state", b"state", "step", b"step", "student", b"student", "tokens_per_second", b"tokens_per_second", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_round", b"adapter_round", "attempt", b"attempt", "base_release", b"base_release", "create_time", b"create_time", "error", b"error", "eta_time", b"eta_time", "loss", b"loss", "mixture", b"mixture", "name", b"name", "population", b"population", "population_share", b"population_share", "private_corpus_sha256", b"private_corpus_sha256", "private_training", b"private_training", "recipe", b"recipe", "release", b"release", "round", b"round", "state", b"state", "step", b"step", "student", b"student", "tokens_per_second", b"tokens_per_second", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,6 +206,7 @@ class Recipe(_message.Message):
     KL_WEIGHT_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    KEEP_BF16_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Optimiser steps."""
     batch_size: _builtins.int
@@ -202,6 +225,10 @@ class Recipe(_message.Message):
     """Softmax temperature of the divergence; 0 means 1."""
     seed: _builtins.int
     """Seed of every random choice."""
+    @_builtins.property
+    def keep_bf16(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Matrices that every precision keeps in bf16, by patterns as of a shell such as "model.layers.0.*"."""
+
     def __init__(
         self,
         *,
@@ -214,14 +241,65 @@ class Recipe(_message.Message):
         kl_weight: _builtins.float = ...,
         temperature: _builtins.float = ...,
         seed: _builtins.int = ...,
+        keep_bf16: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "gradient_accumulation", b"gradient_accumulation", "kl_weight", b"kl_weight", "learning_rate", b"learning_rate", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "temperature", b"temperature", "warmup_steps", b"warmup_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "gradient_accumulation", b"gradient_accumulation", "keep_bf16", b"keep_bf16", "kl_weight", b"kl_weight", "learning_rate", b"learning_rate", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "temperature", b"temperature", "warmup_steps", b"warmup_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Recipe: _TypeAlias = Recipe  # noqa: Y015
+
+@_typing.final
+class PrivateTraining(_message.Message):
+    """Training by DP-SGD (Abadi et al., 2016), whose unit of privacy is one text, adjacency is add or remove."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    CORPUS_SIZE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
+    epsilon: _builtins.float
+    """Epsilon that the whole run may cost; the noise follows from it."""
+    delta: _builtins.float
+    """Delta; 0 means 1e-6."""
+    steps: _builtins.int
+    """Steps."""
+    batch_size: _builtins.int
+    """Texts expected in a step: each text is drawn with this number over `corpus_size`."""
+    corpus_size: _builtins.int
+    """A round number that is public, about as many texts as there are: the true number is private."""
+    clip_norm: _builtins.float
+    """Largest norm of one text's gradient; 0 means 1."""
+    learning_rate: _builtins.float
+    """Learning rate."""
+    sequence_length: _builtins.int
+    """Tokens of a text; longer ones are cut. 0 means the recipe's sequence_length."""
+    def __init__(
+        self,
+        *,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        steps: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
+        corpus_size: _builtins.int = ...,
+        clip_norm: _builtins.float = ...,
+        learning_rate: _builtins.float = ...,
+        sequence_length: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip_norm", b"clip_norm", "corpus_size", b"corpus_size", "delta", b"delta", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "sequence_length", b"sequence_length", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrivateTraining: _TypeAlias = PrivateTraining  # noqa: Y015
 
 @_typing.final
 class CreateDistillationRequest(_message.Message):

@@ -26,7 +26,7 @@ from ebbflow.api.v1 import resources_pb2 as ebbflow_dot_api_dot_v1_dot_resources
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65\x62\x62\x66low/api/v1/enrolment.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12.\n\x07profile\x18\x04 \x01(\x0b\x32\x1d.ebbflow.api.v1.DeviceProfile\x12\x38\n\x06labels\x18\x05 \x03(\x0b\x32(.ebbflow.api.v1.EnrolRequest.LabelsEntry\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\rEnrolResponse\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x30\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1b.ebbflow.api.v1.Credentials\x12\x12\n\ntrust_root\x18\x03 \x01(\x0c\"\xb0\x01\n\x0b\x43redentials\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x15\n\rauthority_pem\x18\x02 \x01(\x0c\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x0eRecoverRequest\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"C\n\x0fRecoverResponse\x12\x30\n\x0b\x63redentials\x18\x01 \x01(\x0b\x32\x1b.ebbflow.api.v1.Credentials2\xa4\x01\n\x10\x45nrolmentService\x12\x44\n\x05\x45nrol\x12\x1c.ebbflow.api.v1.EnrolRequest\x1a\x1d.ebbflow.api.v1.EnrolResponse\x12J\n\x07Recover\x12\x1e.ebbflow.api.v1.RecoverRequest\x1a\x1f.ebbflow.api.v1.RecoverResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x65\x62\x62\x66low/api/v1/enrolment.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x02\n\x0c\x45nrolRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12.\n\x07profile\x18\x04 \x01(\x0b\x32\x1d.ebbflow.api.v1.DeviceProfile\x12\x38\n\x06labels\x18\x05 \x03(\x0b\x32(.ebbflow.api.v1.EnrolRequest.LabelsEntry\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\nnew_device\x18\x07 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\rEnrolResponse\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x30\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1b.ebbflow.api.v1.Credentials\x12\x12\n\ntrust_root\x18\x03 \x01(\x0c\"\xb0\x01\n\x0b\x43redentials\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x15\n\rauthority_pem\x18\x02 \x01(\x0c\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x0eRecoverRequest\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63sr_der\x18\x02 \x01(\x0c\x12\r\n\x05proof\x18\x03 \x01(\x0c\"C\n\x0fRecoverResponse\x12\x30\n\x0b\x63redentials\x18\x01 \x01(\x0b\x32\x1b.ebbflow.api.v1.Credentials2\xa4\x01\n\x10\x45nrolmentService\x12\x44\n\x05\x45nrol\x12\x1c.ebbflow.api.v1.EnrolRequest\x1a\x1d.ebbflow.api.v1.EnrolResponse\x12J\n\x07Recover\x12\x1e.ebbflow.api.v1.RecoverRequest\x1a\x1f.ebbflow.api.v1.RecoverResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_ENROLREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_ENROLREQUEST']._serialized_start=116
-  _globals['_ENROLREQUEST']._serialized_end=353
-  _globals['_ENROLREQUEST_LABELSENTRY']._serialized_start=308
-  _globals['_ENROLREQUEST_LABELSENTRY']._serialized_end=353
-  _globals['_ENROLRESPONSE']._serialized_start=355
-  _globals['_ENROLRESPONSE']._serialized_end=455
-  _globals['_CREDENTIALS']._serialized_start=458
-  _globals['_CREDENTIALS']._serialized_end=634
-  _globals['_RECOVERREQUEST']._serialized_start=636
-  _globals['_RECOVERREQUEST']._serialized_end=709
-  _globals['_RECOVERRESPONSE']._serialized_start=711
-  _globals['_RECOVERRESPONSE']._serialized_end=778
-  _globals['_ENROLMENTSERVICE']._serialized_start=781
-  _globals['_ENROLMENTSERVICE']._serialized_end=945
+  _globals['_ENROLREQUEST']._serialized_end=373
+  _globals['_ENROLREQUEST_LABELSENTRY']._serialized_start=328
+  _globals['_ENROLREQUEST_LABELSENTRY']._serialized_end=373
+  _globals['_ENROLRESPONSE']._serialized_start=375
+  _globals['_ENROLRESPONSE']._serialized_end=475
+  _globals['_CREDENTIALS']._serialized_start=478
+  _globals['_CREDENTIALS']._serialized_end=654
+  _globals['_RECOVERREQUEST']._serialized_start=656
+  _globals['_RECOVERREQUEST']._serialized_end=729
+  _globals['_RECOVERRESPONSE']._serialized_start=731
+  _globals['_RECOVERRESPONSE']._serialized_end=798
+  _globals['_ENROLMENTSERVICE']._serialized_start=801
+  _globals['_ENROLMENTSERVICE']._serialized_end=965
 # @@protoc_insertion_point(module_scope)

@@ -54,6 +54,7 @@ class EnrolRequest(_message.Message):
     PROFILE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NEW_DEVICE_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The enrolment token, as printed by `ebbflow token create`."""
     csr_der: _builtins.bytes
@@ -66,6 +67,10 @@ class EnrolRequest(_message.Message):
     """
     request_id: _builtins.str
     """UUID of this request. A retry with the same value and key gets the same identity and does not use the token again."""
+    new_device: _builtins.bool
+    """The operator's word that nobody used this device under another identity before. Otherwise its users wait one window
+    of their policy before they report, because another identity may have spent their budget.
+    """
     @_builtins.property
     def profile(self) -> _resources_pb2.DeviceProfile:
         """What the device can run."""
@@ -83,10 +88,11 @@ class EnrolRequest(_message.Message):
         profile: _resources_pb2.DeviceProfile | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        new_device: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["profile", b"profile"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "csr_der", b"csr_der", "labels", b"labels", "profile", b"profile", "request_id", b"request_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "csr_der", b"csr_der", "labels", b"labels", "new_device", b"new_device", "profile", b"profile", "request_id", b"request_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

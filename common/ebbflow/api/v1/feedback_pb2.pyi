@@ -46,22 +46,70 @@ class GetPlanResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PLANS_FIELD_NUMBER: _builtins.int
+    CHARGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedPlan]:
         """One for each open round."""
+
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___MirroredCharge]:
+        """Every charge of this agent that the cloud knows of, refused batches too. The agent takes over those that its own
+        account lacks: a reinstalled device, or one whose disk was restored, goes on where it was.
+        """
 
     def __init__(
         self,
         *,
         plans: _abc.Iterable[Global___SignedPlan] | None = ...,
+        charges: _abc.Iterable[Global___MirroredCharge] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["plans", b"plans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "plans", b"plans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPlanResponse: _TypeAlias = GetPlanResponse  # noqa: Y015
+
+@_typing.final
+class MirroredCharge(_message.Message):
+    """One charge, as the cloud knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    STUDENT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    RHO_NANO_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    round: _builtins.str
+    """Round, such as "rounds/5c1e"."""
+    student: _builtins.str
+    """Student whose users it was about."""
+    window: _builtins.str
+    """Window of the policy that it was charged to."""
+    rho_nano: _builtins.int
+    """What it cost, in billionths of rho."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the round ended."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.str = ...,
+        student: _builtins.str = ...,
+        window: _builtins.str = ...,
+        rho_nano: _builtins.int = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "rho_nano", b"rho_nano", "round", b"round", "student", b"student", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MirroredCharge: _TypeAlias = MirroredCharge  # noqa: Y015
 
 @_typing.final
 class SignedPlan(_message.Message):
@@ -99,6 +147,29 @@ class RoundPlan(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Measure:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _MeasureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RoundPlan._Measure.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MEASURE_UNSPECIFIED: RoundPlan._Measure.ValueType  # 0
+        """As MEASURE_LEXICAL."""
+        MEASURE_LEXICAL: RoundPlan._Measure.ValueType  # 1
+        """By the student's tokens that they share, weighted by how rare they are among the bins' texts."""
+        MEASURE_STUDENT: RoundPlan._Measure.ValueType  # 2
+        """By the mean of the student's last hidden states."""
+
+    class Measure(_Measure, metaclass=_MeasureEnumTypeWrapper):
+        """Ways to liken texts."""
+
+    MEASURE_UNSPECIFIED: RoundPlan.Measure.ValueType  # 0
+    """As MEASURE_LEXICAL."""
+    MEASURE_LEXICAL: RoundPlan.Measure.ValueType  # 1
+    """By the student's tokens that they share, weighted by how rare they are among the bins' texts."""
+    MEASURE_STUDENT: RoundPlan.Measure.ValueType  # 2
+    """By the mean of the student's last hidden states."""
+
     ROUND_FIELD_NUMBER: _builtins.int
     STUDENT_FIELD_NUMBER: _builtins.int
     BINS_FIELD_NUMBER: _builtins.int
@@ -110,6 +181,10 @@ class RoundPlan(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     MAX_USERS_FIELD_NUMBER: _builtins.int
+    SIGNED_POLICY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    NEAR_MICRO_FIELD_NUMBER: _builtins.int
     round: _builtins.str
     """Round, such as "rounds/5c1e"."""
     student: _builtins.str
@@ -124,6 +199,10 @@ class RoundPlan(_message.Message):
     """No cell counts more users than this: agents cut noisy values that lie further above than noise reaches. To draw so
     many of the users instead would let one user push out another, and double what a round costs.
     """
+    measure: Global___RoundPlan.Measure.ValueType
+    """How a text is likened to the bins."""
+    near_micro: _builtins.int
+    """Least cosine between a text and its bin, in millionths, that KIND_NEAR counts."""
     @_builtins.property
     def bins(self) -> _containers.RepeatedCompositeFieldContainer[Global___Bin]:
         """Bins that users vote over."""
@@ -148,6 +227,14 @@ class RoundPlan(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Batches that arrive later are refused."""
 
+    @_builtins.property
+    def signed_policy(self) -> Global___SignedPolicy:
+        """The policy as its owner signed it; what it says equals `policy`."""
+
+    @_builtins.property
+    def adapter(self) -> Global___AdapterPlan:
+        """Set in a round of adapter updates: then there are neither bins nor metrics."""
+
     def __init__(
         self,
         *,
@@ -162,14 +249,160 @@ class RoundPlan(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         max_users: _builtins.int = ...,
+        signed_policy: Global___SignedPolicy | None = ...,
+        adapter: Global___AdapterPlan | None = ...,
+        measure: Global___RoundPlan.Measure.ValueType = ...,
+        near_micro: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "mechanism", b"mechanism", "policy", b"policy", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "end_time", b"end_time", "mechanism", b"mechanism", "policy", b"policy", "signed_policy", b"signed_policy", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "end_time", b"end_time", "max_users", b"max_users", "mechanism", b"mechanism", "metrics", b"metrics", "null_bins", b"null_bins", "policy", b"policy", "round", b"round", "start_time", b"start_time", "student", b"student", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "bins", b"bins", "end_time", b"end_time", "max_users", b"max_users", "measure", b"measure", "mechanism", b"mechanism", "metrics", b"metrics", "near_micro", b"near_micro", "null_bins", b"null_bins", "policy", b"policy", "round", b"round", "signed_policy", b"signed_policy", "start_time", b"start_time", "student", b"student", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundPlan: _TypeAlias = RoundPlan  # noqa: Y015
+
+@_typing.final
+class AdapterPlan(_message.Message):
+    """What a round of adapter updates asks: for each consenting user a low-rank change of some matrices, trained on that
+    user's interactions alone, clipped, rounded towards zero and summed with discrete Gaussian noise.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELEASE_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    SCALE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    release: _builtins.int
+    """Newest release whose weights an update may change."""
+    max_staleness: _builtins.int
+    """Updates to releases down to `release` less this many are taken, with less weight."""
+    seed: _builtins.int
+    """Seed of the frozen matrices A, which everybody makes alike."""
+    rank: _builtins.int
+    """Rank of the change."""
+    dimension: _builtins.int
+    """Number of trained values, all matrices B together in the order of the student's modules."""
+    clip_norm: _builtins.float
+    """Largest L2 norm of one user's change."""
+    scale: _builtins.int
+    """Integer that `clip_norm` becomes: the square root of the mechanism's sensitivity_squared."""
+    steps: _builtins.int
+    """Steps of training for each user."""
+    batch_size: _builtins.int
+    """Sequences expected in a step."""
+    sequence_length: _builtins.int
+    """Tokens of a sequence; longer texts are cut."""
+    learning_rate: _builtins.float
+    """Learning rate of plain gradient descent."""
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which linear layers change, by the last part of their names, such as "q_proj"."""
+
+    def __init__(
+        self,
+        *,
+        release: _builtins.int = ...,
+        max_staleness: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        rank: _builtins.int = ...,
+        modules: _abc.Iterable[_builtins.str] | None = ...,
+        dimension: _builtins.int = ...,
+        clip_norm: _builtins.float = ...,
+        scale: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
+        sequence_length: _builtins.int = ...,
+        learning_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip_norm", b"clip_norm", "dimension", b"dimension", "learning_rate", b"learning_rate", "max_staleness", b"max_staleness", "modules", b"modules", "rank", b"rank", "release", b"release", "scale", b"scale", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterPlan: _TypeAlias = AdapterPlan  # noqa: Y015
+
+@_typing.final
+class SignedPolicy(_message.Message):
+    """A privacy policy and its signature."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    document: _builtins.bytes
+    """A serialised PolicyDocument. Signed as these very bytes."""
+    signature: _builtins.bytes
+    """Signature over `document`, by a key that the TUF targets role delegates "feedback" to."""
+    key_id: _builtins.str
+    """Identifier of that key in the TUF metadata."""
+    def __init__(
+        self,
+        *,
+        document: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "key_id", b"key_id", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedPolicy: _TypeAlias = SignedPolicy  # noqa: Y015
+
+@_typing.final
+class PolicyDocument(_message.Message):
+    """One version of a student's privacy policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    student: _builtins.str
+    """Student, such as "students/faq"."""
+    version: _builtins.int
+    """Goes up by one with each change. Agents refuse a lower one than they have seen."""
+    note: _builtins.str
+    """Why it was changed, in its owner's words."""
+    @_builtins.property
+    def policy(self) -> Global___PrivacyPolicy:
+        """What is allowed."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was signed."""
+
+    def __init__(
+        self,
+        *,
+        student: _builtins.str = ...,
+        version: _builtins.int = ...,
+        policy: Global___PrivacyPolicy | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "note", b"note", "policy", b"policy", "student", b"student", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyDocument: _TypeAlias = PolicyDocument  # noqa: Y015
 
 @_typing.final
 class Bin(_message.Message):
@@ -217,6 +450,8 @@ class Metric(_message.Message):
         """Accepted answers of the user in the window."""
         KIND_FAILED: Metric._Kind.ValueType  # 2
         """Failed answers of the user in the window."""
+        KIND_NEAR: Metric._Kind.ValueType  # 3
+        """One if the user's vote is near its bin, by the plan's `near_micro`; its cap is 1."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What a metric counts."""
@@ -227,6 +462,8 @@ class Metric(_message.Message):
     """Accepted answers of the user in the window."""
     KIND_FAILED: Metric.Kind.ValueType  # 2
     """Failed answers of the user in the window."""
+    KIND_NEAR: Metric.Kind.ValueType  # 3
+    """One if the user's vote is near its bin, by the plan's `near_micro`; its cap is 1."""
 
     KIND_FIELD_NUMBER: _builtins.int
     CAP_FIELD_NUMBER: _builtins.int
@@ -316,6 +553,9 @@ class PrivacyPolicy(_message.Message):
     WINDOW_DAYS_FIELD_NUMBER: _builtins.int
     ROUNDS_PER_WINDOW_FIELD_NUMBER: _builtins.int
     RHO_CAP_NANO_FIELD_NUMBER: _builtins.int
+    LIFETIME_RHO_CAP_NANO_FIELD_NUMBER: _builtins.int
+    RETENTION_DAYS_FIELD_NUMBER: _builtins.int
+    ALLOW_ADAPTERS_FIELD_NUMBER: _builtins.int
     epsilon: _builtins.float
     """The claimed epsilon of a window."""
     delta: _builtins.float
@@ -326,6 +566,12 @@ class PrivacyPolicy(_message.Message):
     """Rounds in a window."""
     rho_cap_nano: _builtins.int
     """What a window may cost, in billionths of rho."""
+    lifetime_rho_cap_nano: _builtins.int
+    """What all windows together may cost, in billionths of rho; 0 sets no limit."""
+    retention_days: _builtins.int
+    """Days that the cloud keeps batches; their sums stay. 0 means 90."""
+    allow_adapters: _builtins.bool
+    """Whether rounds may ask for adapter updates."""
     def __init__(
         self,
         *,
@@ -334,10 +580,13 @@ class PrivacyPolicy(_message.Message):
         window_days: _builtins.int = ...,
         rounds_per_window: _builtins.int = ...,
         rho_cap_nano: _builtins.int = ...,
+        lifetime_rho_cap_nano: _builtins.int = ...,
+        retention_days: _builtins.int = ...,
+        allow_adapters: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon", b"epsilon", "rho_cap_nano", b"rho_cap_nano", "rounds_per_window", b"rounds_per_window", "window_days", b"window_days"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_adapters", b"allow_adapters", "delta", b"delta", "epsilon", b"epsilon", "lifetime_rho_cap_nano", b"lifetime_rho_cap_nano", "retention_days", b"retention_days", "rho_cap_nano", b"rho_cap_nano", "rounds_per_window", b"rounds_per_window", "window_days", b"window_days"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,6 +654,7 @@ class FeedbackBatch(_message.Message):
     MECHANISM_FIELD_NUMBER: _builtins.int
     NOISY_FIELD_NUMBER: _builtins.int
     SAMPLER_FIELD_NUMBER: _builtins.int
+    BASE_RELEASE_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.str
     """UUID of the batch."""
     round: _builtins.str
@@ -413,13 +663,19 @@ class FeedbackBatch(_message.Message):
     """SHA-256 of the plan's bytes that the agent obeyed."""
     sampler: _builtins.str
     """Name of the sampler that made the noise, such as "cdt128/os.urandom"."""
+    base_release: _builtins.int
+    """In rounds of adapter updates: number of the release that the agent serves; 0 if it serves none that the plan takes,
+    and then `noisy` holds noise alone.
+    """
     @_builtins.property
     def mechanism(self) -> Global___Mechanism:
         """The mechanism that was used; must equal the plan's."""
 
     @_builtins.property
     def noisy(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Votes seen per bin, then votes failed per bin, then metrics, then null bins; noise on every one."""
+        """Votes seen per bin, then votes failed per bin, then metrics, then null bins; or the change of the adapter's values,
+        then null bins. Noise on every one.
+        """
 
     def __init__(
         self,
@@ -430,10 +686,11 @@ class FeedbackBatch(_message.Message):
         mechanism: Global___Mechanism | None = ...,
         noisy: _abc.Iterable[_builtins.int] | None = ...,
         sampler: _builtins.str = ...,
+        base_release: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["mechanism", b"mechanism"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "mechanism", b"mechanism", "noisy", b"noisy", "plan_sha256", b"plan_sha256", "round", b"round", "sampler", b"sampler"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_release", b"base_release", "batch_id", b"batch_id", "mechanism", b"mechanism", "noisy", b"noisy", "plan_sha256", b"plan_sha256", "round", b"round", "sampler", b"sampler"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -346,6 +346,93 @@ class RecordOutcomeResponse(_message.Message):
 Global___RecordOutcomeResponse: _TypeAlias = RecordOutcomeResponse  # noqa: Y015
 
 @_typing.final
+class SetConsentRequest(_message.Message):
+    """Says whether a user takes part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_KEY_FIELD_NUMBER: _builtins.int
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    user_key: _builtins.str
+    """The user, in the application's words. Empty names the one whom all requests without a key share."""
+    allowed: _builtins.bool
+    """Whether they take part. What was kept before stays until it is purged, and is not voted with meanwhile."""
+    def __init__(
+        self,
+        *,
+        user_key: _builtins.str = ...,
+        allowed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "user_key", b"user_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetConsentRequest: _TypeAlias = SetConsentRequest  # noqa: Y015
+
+@_typing.final
+class SetConsentResponse(_message.Message):
+    """The word was kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetConsentResponse: _TypeAlias = SetConsentResponse  # noqa: Y015
+
+@_typing.final
+class PurgeUserRequest(_message.Message):
+    """Asks to forget a user."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_KEY_FIELD_NUMBER: _builtins.int
+    user_key: _builtins.str
+    """The user, in the application's words. Empty names the one whom all requests without a key share."""
+    def __init__(
+        self,
+        *,
+        user_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_key", b"user_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeUserRequest: _TypeAlias = PurgeUserRequest  # noqa: Y015
+
+@_typing.final
+class PurgeUserResponse(_message.Message):
+    """The user was forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERACTIONS_FIELD_NUMBER: _builtins.int
+    interactions: _builtins.int
+    """How many interactions were removed."""
+    def __init__(
+        self,
+        *,
+        interactions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interactions", b"interactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeUserResponse: _TypeAlias = PurgeUserResponse  # noqa: Y015
+
+@_typing.final
 class GetModelStatusRequest(_message.Message):
     """Asks what is served."""
 

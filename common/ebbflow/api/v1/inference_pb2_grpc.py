@@ -50,6 +50,16 @@ class InferenceServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.RecordOutcomeRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.RecordOutcomeResponse.FromString,
                 _registered_method=True)
+        self.SetConsent = channel.unary_unary(
+                '/ebbflow.api.v1.InferenceService/SetConsent',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.SetConsentRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.SetConsentResponse.FromString,
+                _registered_method=True)
+        self.PurgeUser = channel.unary_unary(
+                '/ebbflow.api.v1.InferenceService/PurgeUser',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.PurgeUserRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.PurgeUserResponse.FromString,
+                _registered_method=True)
         self.GetModelStatus = channel.unary_unary(
                 '/ebbflow.api.v1.InferenceService/GetModelStatus',
                 request_serializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.GetModelStatusRequest.SerializeToString,
@@ -82,6 +92,20 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetConsent(self, request, context):
+        """SetConsent says whether a user takes part in private feedback. While they do not, nothing of theirs is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeUser(self, request, context):
+        """PurgeUser removes everything that the device keeps of a user's requests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelStatus(self, request, context):
         """GetModelStatus tells what is being served.
         """
@@ -106,6 +130,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.RecordOutcome,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.RecordOutcomeRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.RecordOutcomeResponse.SerializeToString,
+            ),
+            'SetConsent': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetConsent,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.SetConsentRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.SetConsentResponse.SerializeToString,
+            ),
+            'PurgeUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeUser,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.PurgeUserRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_inference__pb2.PurgeUserResponse.SerializeToString,
             ),
             'GetModelStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelStatus,
@@ -195,6 +229,60 @@ class InferenceService:
             '/ebbflow.api.v1.InferenceService/RecordOutcome',
             ebbflow_dot_api_dot_v1_dot_inference__pb2.RecordOutcomeRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_inference__pb2.RecordOutcomeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetConsent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.InferenceService/SetConsent',
+            ebbflow_dot_api_dot_v1_dot_inference__pb2.SetConsentRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_inference__pb2.SetConsentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.InferenceService/PurgeUser',
+            ebbflow_dot_api_dot_v1_dot_inference__pb2.PurgeUserRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_inference__pb2.PurgeUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

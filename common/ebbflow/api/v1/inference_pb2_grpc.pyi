@@ -39,6 +39,10 @@ class InferenceServiceStub:
     """Score returns how likely the student finds a text."""
     RecordOutcome: _grpc.UnaryUnaryMultiCallable[_inference_pb2.RecordOutcomeRequest, _inference_pb2.RecordOutcomeResponse]
     """RecordOutcome says what the user made of an answer. It stays on the device."""
+    SetConsent: _grpc.UnaryUnaryMultiCallable[_inference_pb2.SetConsentRequest, _inference_pb2.SetConsentResponse]
+    """SetConsent says whether a user takes part in private feedback. While they do not, nothing of theirs is kept."""
+    PurgeUser: _grpc.UnaryUnaryMultiCallable[_inference_pb2.PurgeUserRequest, _inference_pb2.PurgeUserResponse]
+    """PurgeUser removes everything that the device keeps of a user's requests."""
     GetModelStatus: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetModelStatusRequest, _inference_pb2.GetModelStatusResponse]
     """GetModelStatus tells what is being served."""
 
@@ -53,6 +57,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Score returns how likely the student finds a text."""
     RecordOutcome: _aio.UnaryUnaryMultiCallable[_inference_pb2.RecordOutcomeRequest, _inference_pb2.RecordOutcomeResponse]  # type: ignore[assignment]
     """RecordOutcome says what the user made of an answer. It stays on the device."""
+    SetConsent: _aio.UnaryUnaryMultiCallable[_inference_pb2.SetConsentRequest, _inference_pb2.SetConsentResponse]  # type: ignore[assignment]
+    """SetConsent says whether a user takes part in private feedback. While they do not, nothing of theirs is kept."""
+    PurgeUser: _aio.UnaryUnaryMultiCallable[_inference_pb2.PurgeUserRequest, _inference_pb2.PurgeUserResponse]  # type: ignore[assignment]
+    """PurgeUser removes everything that the device keeps of a user's requests."""
     GetModelStatus: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetModelStatusRequest, _inference_pb2.GetModelStatusResponse]  # type: ignore[assignment]
     """GetModelStatus tells what is being served."""
 
@@ -82,6 +90,22 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.RecordOutcomeResponse, _abc.Awaitable[_inference_pb2.RecordOutcomeResponse]]:
         """RecordOutcome says what the user made of an answer. It stays on the device."""
+
+    @_abc_1.abstractmethod
+    def SetConsent(
+        self,
+        request: _inference_pb2.SetConsentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.SetConsentResponse, _abc.Awaitable[_inference_pb2.SetConsentResponse]]:
+        """SetConsent says whether a user takes part in private feedback. While they do not, nothing of theirs is kept."""
+
+    @_abc_1.abstractmethod
+    def PurgeUser(
+        self,
+        request: _inference_pb2.PurgeUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.PurgeUserResponse, _abc.Awaitable[_inference_pb2.PurgeUserResponse]]:
+        """PurgeUser removes everything that the device keeps of a user's requests."""
 
     @_abc_1.abstractmethod
     def GetModelStatus(

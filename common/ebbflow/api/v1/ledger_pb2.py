@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65\x62\x62\x66low/api/v1/ledger.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\x01\n\x0ePrivacyAccount\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0e\n\x06window\x18\x03 \x01(\t\x12\x16\n\x0erho_spent_nano\x18\x04 \x01(\x04\x12\x14\n\x0crho_cap_nano\x18\x05 \x01(\x04\x12\x15\n\repsilon_spent\x18\x06 \x01(\x01\x12\x14\n\x0c\x65psilon_left\x18\x07 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x08 \x01(\x01\x12\x0f\n\x07\x65ntries\x18\t \x01(\r\"R\n\x1aListPrivacyAccountsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x1bListPrivacyAccountsResponse\x12\x38\n\x10privacy_accounts\x18\x01 \x03(\x0b\x32\x1e.ebbflow.api.v1.PrivacyAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9e\x01\n\nAuditEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"O\n\x17ListAuditEntriesRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x18ListAuditEntriesResponse\x12\x31\n\raudit_entries\x18\x01 \x03(\x0b\x32\x1a.ebbflow.api.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe6\x01\n\rLedgerService\x12n\n\x13ListPrivacyAccounts\x12*.ebbflow.api.v1.ListPrivacyAccountsRequest\x1a+.ebbflow.api.v1.ListPrivacyAccountsResponse\x12\x65\n\x10ListAuditEntries\x12\'.ebbflow.api.v1.ListAuditEntriesRequest\x1a(.ebbflow.api.v1.ListAuditEntriesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65\x62\x62\x66low/api/v1/ledger.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x0ePrivacyAccount\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0e\n\x06window\x18\x03 \x01(\t\x12\x16\n\x0erho_spent_nano\x18\x04 \x01(\x04\x12\x14\n\x0crho_cap_nano\x18\x05 \x01(\x04\x12\x15\n\repsilon_spent\x18\x06 \x01(\x01\x12\x14\n\x0c\x65psilon_left\x18\x07 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x08 \x01(\x01\x12\x0f\n\x07\x65ntries\x18\t \x01(\r\x12\x14\n\x0c\x65psilon_zcdp\x18\n \x01(\x01\x12\x18\n\x10\x65psilon_gaussian\x18\x0b \x01(\x01\x12\x13\n\x0b\x65psilon_pld\x18\x0c \x01(\x01\x12\x18\n\x10\x65psilon_lifetime\x18\r \x01(\x01\"R\n\x1aListPrivacyAccountsRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"p\n\x1bListPrivacyAccountsResponse\x12\x38\n\x10privacy_accounts\x18\x01 \x03(\x0b\x32\x1e.ebbflow.api.v1.PrivacyAccount\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9e\x01\n\nAuditEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x0c\n\x04\x63ode\x18\x06 \x01(\t\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"O\n\x17ListAuditEntriesRequest\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x18ListAuditEntriesResponse\x12\x31\n\raudit_entries\x18\x01 \x03(\x0b\x32\x1a.ebbflow.api.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe6\x01\n\rLedgerService\x12n\n\x13ListPrivacyAccounts\x12*.ebbflow.api.v1.ListPrivacyAccountsRequest\x1a+.ebbflow.api.v1.ListPrivacyAccountsResponse\x12\x65\n\x10ListAuditEntries\x12\'.ebbflow.api.v1.ListAuditEntriesRequest\x1a(.ebbflow.api.v1.ListAuditEntriesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ebbflow.api.v1.ledger_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PRIVACYACCOUNT']._serialized_start=81
-  _globals['_PRIVACYACCOUNT']._serialized_end=268
-  _globals['_LISTPRIVACYACCOUNTSREQUEST']._serialized_start=270
-  _globals['_LISTPRIVACYACCOUNTSREQUEST']._serialized_end=352
-  _globals['_LISTPRIVACYACCOUNTSRESPONSE']._serialized_start=354
-  _globals['_LISTPRIVACYACCOUNTSRESPONSE']._serialized_end=466
-  _globals['_AUDITENTRY']._serialized_start=469
-  _globals['_AUDITENTRY']._serialized_end=627
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=629
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=708
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=710
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=812
-  _globals['_LEDGERSERVICE']._serialized_start=815
-  _globals['_LEDGERSERVICE']._serialized_end=1045
+  _globals['_PRIVACYACCOUNT']._serialized_end=363
+  _globals['_LISTPRIVACYACCOUNTSREQUEST']._serialized_start=365
+  _globals['_LISTPRIVACYACCOUNTSREQUEST']._serialized_end=447
+  _globals['_LISTPRIVACYACCOUNTSRESPONSE']._serialized_start=449
+  _globals['_LISTPRIVACYACCOUNTSRESPONSE']._serialized_end=561
+  _globals['_AUDITENTRY']._serialized_start=564
+  _globals['_AUDITENTRY']._serialized_end=722
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=724
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=803
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=805
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=907
+  _globals['_LEDGERSERVICE']._serialized_start=910
+  _globals['_LEDGERSERVICE']._serialized_end=1140
 # @@protoc_insertion_point(module_scope)

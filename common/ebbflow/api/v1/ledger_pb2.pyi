@@ -34,6 +34,10 @@ class PrivacyAccount(_message.Message):
     EPSILON_LEFT_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    EPSILON_ZCDP_FIELD_NUMBER: _builtins.int
+    EPSILON_GAUSSIAN_FIELD_NUMBER: _builtins.int
+    EPSILON_PLD_FIELD_NUMBER: _builtins.int
+    EPSILON_LIFETIME_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Agent, such as "agents/kiosk-7"."""
     student: _builtins.str
@@ -52,6 +56,16 @@ class PrivacyAccount(_message.Message):
     """The delta at which epsilon is told."""
     entries: _builtins.int
     """Batches that were charged."""
+    epsilon_zcdp: _builtins.float
+    """Epsilon of the same at the same delta by the generic conversion of zCDP, which holds for any mechanism."""
+    epsilon_gaussian: _builtins.float
+    """The same by the law of continuous Gaussian noise."""
+    epsilon_pld: _builtins.float
+    """The same by the privacy loss distribution of the discrete noise that was really added. `epsilon_spent` is the larger
+    of this and `epsilon_gaussian`.
+    """
+    epsilon_lifetime: _builtins.float
+    """Epsilon of all windows of this agent and student together."""
     def __init__(
         self,
         *,
@@ -64,10 +78,14 @@ class PrivacyAccount(_message.Message):
         epsilon_left: _builtins.float = ...,
         delta: _builtins.float = ...,
         entries: _builtins.int = ...,
+        epsilon_zcdp: _builtins.float = ...,
+        epsilon_gaussian: _builtins.float = ...,
+        epsilon_pld: _builtins.float = ...,
+        epsilon_lifetime: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "delta", b"delta", "entries", b"entries", "epsilon_left", b"epsilon_left", "epsilon_spent", b"epsilon_spent", "rho_cap_nano", b"rho_cap_nano", "rho_spent_nano", b"rho_spent_nano", "student", b"student", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "delta", b"delta", "entries", b"entries", "epsilon_gaussian", b"epsilon_gaussian", "epsilon_left", b"epsilon_left", "epsilon_lifetime", b"epsilon_lifetime", "epsilon_pld", b"epsilon_pld", "epsilon_spent", b"epsilon_spent", "epsilon_zcdp", b"epsilon_zcdp", "rho_cap_nano", b"rho_cap_nano", "rho_spent_nano", b"rho_spent_nano", "student", b"student", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

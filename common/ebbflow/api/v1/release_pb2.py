@@ -26,7 +26,7 @@ from ebbflow.api.v1 import resources_pb2 as ebbflow_dot_api_dot_v1_dot_resources
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x62\x62\x66low/api/v1/release.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x03\n\x07Release\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.ebbflow.api.v1.Release.State\x12\x14\n\x0c\x64istillation\x18\x03 \x01(\t\x12)\n\x08variants\x18\x04 \x03(\x0b\x32\x17.ebbflow.api.v1.Variant\x12*\n\x08manifest\x18\x05 \x01(\x0b\x32\x18.ebbflow.api.v1.Artefact\x12,\n\x04\x63\x61rd\x18\x06 \x01(\x0b\x32\x1e.ebbflow.api.v1.EvaluationCard\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_PACKED\x10\x01\x12\x12\n\x0eSTATE_PROPOSED\x10\x02\x12\x13\n\x0fSTATE_PUBLISHED\x10\x03\x12\x12\n\x0eSTATE_REJECTED\x10\x04\x12\x11\n\rSTATE_REVOKED\x10\x05\x12\x11\n\rSTATE_RETIRED\x10\x06\"\xe1\x01\n\x0e\x45valuationCard\x12\x15\n\rbits_per_byte\x18\x01 \x03(\x01\x12Q\n\x13topic_bits_per_byte\x18\x02 \x03(\x0b\x32\x34.ebbflow.api.v1.EvaluationCard.TopicBitsPerByteEntry\x12\x12\n\nprobe_loss\x18\x03 \x03(\x01\x12\x18\n\x10\x66\x65\x65\x64\x62\x61\x63k_epsilon\x18\x04 \x01(\x01\x1a\x37\n\x15TopicBitsPerByteEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"!\n\x11GetReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12GetReleaseResponse\x12(\n\x07release\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Release\"L\n\x13ListReleasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x14ListReleasesResponse\x12)\n\x08releases\x18\x01 \x03(\x0b\x32\x17.ebbflow.api.v1.Release\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x16\x43ompareReleasesRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"\x93\x02\n\x17\x43ompareReleasesResponse\x12/\n\x08variants\x18\x01 \x03(\x0b\x32\x1d.ebbflow.api.v1.VariantChange\x12-\n\x07tensors\x18\x02 \x03(\x0b\x32\x1c.ebbflow.api.v1.TensorChange\x12\x19\n\x11tokenizer_changed\x18\x03 \x01(\x08\x12\x15\n\rconfiguration\x18\x04 \x03(\t\x12\x31\n\tbase_card\x18\x05 \x01(\x0b\x32\x1e.ebbflow.api.v1.EvaluationCard\x12\x33\n\x0btarget_card\x18\x06 \x01(\x0b\x32\x1e.ebbflow.api.v1.EvaluationCard\"}\n\rVariantChange\x12,\n\tprecision\x18\x01 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x12\n\nfull_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x64\x65lta_bytes\x18\x03 \x01(\x04\x12\x15\n\rchanged_share\x18\x04 \x01(\x01\"`\n\x0cTensorChange\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x15\n\rchanged_share\x18\x02 \x01(\x01\x12\x16\n\x0erescaled_share\x18\x03 \x01(\x01\x12\x11\n\trms_steps\x18\x04 \x01(\x01\"4\n\x14RevokeReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\x15RevokeReleaseResponse\x12(\n\x07release\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Release\"&\n\x16RaiseMinReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x17RaiseMinReleaseResponse\x12\x0c\n\x04name\x18\x01 \x01(\t2\xe6\x03\n\x0eReleaseService\x12S\n\nGetRelease\x12!.ebbflow.api.v1.GetReleaseRequest\x1a\".ebbflow.api.v1.GetReleaseResponse\x12Y\n\x0cListReleases\x12#.ebbflow.api.v1.ListReleasesRequest\x1a$.ebbflow.api.v1.ListReleasesResponse\x12\x62\n\x0f\x43ompareReleases\x12&.ebbflow.api.v1.CompareReleasesRequest\x1a\'.ebbflow.api.v1.CompareReleasesResponse\x12\\\n\rRevokeRelease\x12$.ebbflow.api.v1.RevokeReleaseRequest\x1a%.ebbflow.api.v1.RevokeReleaseResponse\x12\x62\n\x0fRaiseMinRelease\x12&.ebbflow.api.v1.RaiseMinReleaseRequest\x1a\'.ebbflow.api.v1.RaiseMinReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65\x62\x62\x66low/api/v1/release.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1e\x65\x62\x62\x66low/api/v1/resources.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb7\x03\n\x07Release\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.ebbflow.api.v1.Release.State\x12\x14\n\x0c\x64istillation\x18\x03 \x01(\t\x12)\n\x08variants\x18\x04 \x03(\x0b\x32\x17.ebbflow.api.v1.Variant\x12*\n\x08manifest\x18\x05 \x01(\x0b\x32\x18.ebbflow.api.v1.Artefact\x12,\n\x04\x63\x61rd\x18\x06 \x01(\x0b\x32\x1e.ebbflow.api.v1.EvaluationCard\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_PACKED\x10\x01\x12\x12\n\x0eSTATE_PROPOSED\x10\x02\x12\x13\n\x0fSTATE_PUBLISHED\x10\x03\x12\x12\n\x0eSTATE_REJECTED\x10\x04\x12\x11\n\rSTATE_REVOKED\x10\x05\x12\x11\n\rSTATE_RETIRED\x10\x06\"\x93\x02\n\x0e\x45valuationCard\x12\x15\n\rbits_per_byte\x18\x01 \x03(\x01\x12Q\n\x13topic_bits_per_byte\x18\x02 \x03(\x0b\x32\x34.ebbflow.api.v1.EvaluationCard.TopicBitsPerByteEntry\x12\x12\n\nprobe_loss\x18\x03 \x03(\x01\x12\x18\n\x10\x66\x65\x65\x64\x62\x61\x63k_epsilon\x18\x04 \x01(\x01\x12\x18\n\x10training_epsilon\x18\x05 \x01(\x01\x12\x16\n\x0etraining_delta\x18\x06 \x01(\x01\x1a\x37\n\x15TopicBitsPerByteEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"!\n\x11GetReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x12GetReleaseResponse\x12(\n\x07release\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Release\"L\n\x13ListReleasesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Z\n\x14ListReleasesResponse\x12)\n\x08releases\x18\x01 \x03(\x0b\x32\x17.ebbflow.api.v1.Release\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x16\x43ompareReleasesRequest\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"\x93\x02\n\x17\x43ompareReleasesResponse\x12/\n\x08variants\x18\x01 \x03(\x0b\x32\x1d.ebbflow.api.v1.VariantChange\x12-\n\x07tensors\x18\x02 \x03(\x0b\x32\x1c.ebbflow.api.v1.TensorChange\x12\x19\n\x11tokenizer_changed\x18\x03 \x01(\x08\x12\x15\n\rconfiguration\x18\x04 \x03(\t\x12\x31\n\tbase_card\x18\x05 \x01(\x0b\x32\x1e.ebbflow.api.v1.EvaluationCard\x12\x33\n\x0btarget_card\x18\x06 \x01(\x0b\x32\x1e.ebbflow.api.v1.EvaluationCard\"}\n\rVariantChange\x12,\n\tprecision\x18\x01 \x01(\x0e\x32\x19.ebbflow.api.v1.Precision\x12\x12\n\nfull_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x64\x65lta_bytes\x18\x03 \x01(\x04\x12\x15\n\rchanged_share\x18\x04 \x01(\x01\"`\n\x0cTensorChange\x12\x0e\n\x06tensor\x18\x01 \x01(\t\x12\x15\n\rchanged_share\x18\x02 \x01(\x01\x12\x16\n\x0erescaled_share\x18\x03 \x01(\x01\x12\x11\n\trms_steps\x18\x04 \x01(\x01\"4\n\x14RevokeReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\x15RevokeReleaseResponse\x12(\n\x07release\x18\x01 \x01(\x0b\x32\x17.ebbflow.api.v1.Release\"&\n\x16RaiseMinReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x17RaiseMinReleaseResponse\x12\x0c\n\x04name\x18\x01 \x01(\t2\xe6\x03\n\x0eReleaseService\x12S\n\nGetRelease\x12!.ebbflow.api.v1.GetReleaseRequest\x1a\".ebbflow.api.v1.GetReleaseResponse\x12Y\n\x0cListReleases\x12#.ebbflow.api.v1.ListReleasesRequest\x1a$.ebbflow.api.v1.ListReleasesResponse\x12\x62\n\x0f\x43ompareReleases\x12&.ebbflow.api.v1.CompareReleasesRequest\x1a\'.ebbflow.api.v1.CompareReleasesResponse\x12\\\n\rRevokeRelease\x12$.ebbflow.api.v1.RevokeReleaseRequest\x1a%.ebbflow.api.v1.RevokeReleaseResponse\x12\x62\n\x0fRaiseMinRelease\x12&.ebbflow.api.v1.RaiseMinReleaseRequest\x1a\'.ebbflow.api.v1.RaiseMinReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,33 +40,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELEASE_STATE']._serialized_start=406
   _globals['_RELEASE_STATE']._serialized_end=553
   _globals['_EVALUATIONCARD']._serialized_start=556
-  _globals['_EVALUATIONCARD']._serialized_end=781
-  _globals['_EVALUATIONCARD_TOPICBITSPERBYTEENTRY']._serialized_start=726
-  _globals['_EVALUATIONCARD_TOPICBITSPERBYTEENTRY']._serialized_end=781
-  _globals['_GETRELEASEREQUEST']._serialized_start=783
-  _globals['_GETRELEASEREQUEST']._serialized_end=816
-  _globals['_GETRELEASERESPONSE']._serialized_start=818
-  _globals['_GETRELEASERESPONSE']._serialized_end=880
-  _globals['_LISTRELEASESREQUEST']._serialized_start=882
-  _globals['_LISTRELEASESREQUEST']._serialized_end=958
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=960
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=1050
-  _globals['_COMPARERELEASESREQUEST']._serialized_start=1052
-  _globals['_COMPARERELEASESREQUEST']._serialized_end=1106
-  _globals['_COMPARERELEASESRESPONSE']._serialized_start=1109
-  _globals['_COMPARERELEASESRESPONSE']._serialized_end=1384
-  _globals['_VARIANTCHANGE']._serialized_start=1386
-  _globals['_VARIANTCHANGE']._serialized_end=1511
-  _globals['_TENSORCHANGE']._serialized_start=1513
-  _globals['_TENSORCHANGE']._serialized_end=1609
-  _globals['_REVOKERELEASEREQUEST']._serialized_start=1611
-  _globals['_REVOKERELEASEREQUEST']._serialized_end=1663
-  _globals['_REVOKERELEASERESPONSE']._serialized_start=1665
-  _globals['_REVOKERELEASERESPONSE']._serialized_end=1730
-  _globals['_RAISEMINRELEASEREQUEST']._serialized_start=1732
-  _globals['_RAISEMINRELEASEREQUEST']._serialized_end=1770
-  _globals['_RAISEMINRELEASERESPONSE']._serialized_start=1772
-  _globals['_RAISEMINRELEASERESPONSE']._serialized_end=1811
-  _globals['_RELEASESERVICE']._serialized_start=1814
-  _globals['_RELEASESERVICE']._serialized_end=2300
+  _globals['_EVALUATIONCARD']._serialized_end=831
+  _globals['_EVALUATIONCARD_TOPICBITSPERBYTEENTRY']._serialized_start=776
+  _globals['_EVALUATIONCARD_TOPICBITSPERBYTEENTRY']._serialized_end=831
+  _globals['_GETRELEASEREQUEST']._serialized_start=833
+  _globals['_GETRELEASEREQUEST']._serialized_end=866
+  _globals['_GETRELEASERESPONSE']._serialized_start=868
+  _globals['_GETRELEASERESPONSE']._serialized_end=930
+  _globals['_LISTRELEASESREQUEST']._serialized_start=932
+  _globals['_LISTRELEASESREQUEST']._serialized_end=1008
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=1010
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=1100
+  _globals['_COMPARERELEASESREQUEST']._serialized_start=1102
+  _globals['_COMPARERELEASESREQUEST']._serialized_end=1156
+  _globals['_COMPARERELEASESRESPONSE']._serialized_start=1159
+  _globals['_COMPARERELEASESRESPONSE']._serialized_end=1434
+  _globals['_VARIANTCHANGE']._serialized_start=1436
+  _globals['_VARIANTCHANGE']._serialized_end=1561
+  _globals['_TENSORCHANGE']._serialized_start=1563
+  _globals['_TENSORCHANGE']._serialized_end=1659
+  _globals['_REVOKERELEASEREQUEST']._serialized_start=1661
+  _globals['_REVOKERELEASEREQUEST']._serialized_end=1713
+  _globals['_REVOKERELEASERESPONSE']._serialized_start=1715
+  _globals['_REVOKERELEASERESPONSE']._serialized_end=1780
+  _globals['_RAISEMINRELEASEREQUEST']._serialized_start=1782
+  _globals['_RAISEMINRELEASEREQUEST']._serialized_end=1820
+  _globals['_RAISEMINRELEASERESPONSE']._serialized_start=1822
+  _globals['_RAISEMINRELEASERESPONSE']._serialized_end=1861
+  _globals['_RELEASESERVICE']._serialized_start=1864
+  _globals['_RELEASESERVICE']._serialized_end=2350
 # @@protoc_insertion_point(module_scope)

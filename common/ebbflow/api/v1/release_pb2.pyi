@@ -148,8 +148,14 @@ class EvaluationCard(_message.Message):
     TOPIC_BITS_PER_BYTE_FIELD_NUMBER: _builtins.int
     PROBE_LOSS_FIELD_NUMBER: _builtins.int
     FEEDBACK_EPSILON_FIELD_NUMBER: _builtins.int
+    TRAINING_EPSILON_FIELD_NUMBER: _builtins.int
+    TRAINING_DELTA_FIELD_NUMBER: _builtins.int
     feedback_epsilon: _builtins.float
     """Epsilon of the feedback that shaped the training data, per user and window; 0 if none did."""
+    training_epsilon: _builtins.float
+    """Epsilon of private training (DP-SGD) on the organisation's own texts, for each text; 0 if there was none."""
+    training_delta: _builtins.float
+    """The delta that goes with it."""
     @_builtins.property
     def bits_per_byte(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Bits per byte on the corpus' gate split, by precision in the order of `variants`."""
@@ -169,10 +175,12 @@ class EvaluationCard(_message.Message):
         topic_bits_per_byte: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         probe_loss: _abc.Iterable[_builtins.float] | None = ...,
         feedback_epsilon: _builtins.float = ...,
+        training_epsilon: _builtins.float = ...,
+        training_delta: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_byte", b"bits_per_byte", "feedback_epsilon", b"feedback_epsilon", "probe_loss", b"probe_loss", "topic_bits_per_byte", b"topic_bits_per_byte"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits_per_byte", b"bits_per_byte", "feedback_epsilon", b"feedback_epsilon", "probe_loss", b"probe_loss", "topic_bits_per_byte", b"topic_bits_per_byte", "training_delta", b"training_delta", "training_epsilon", b"training_epsilon"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x62\x62\x66low/api/v1/round.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1d\x65\x62\x62\x66low/api/v1/feedback.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x02\n\x05Round\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.ebbflow.api.v1.Round.State\x12\'\n\x04plan\x18\x03 \x01(\x0b\x32\x19.ebbflow.api.v1.RoundPlan\x12\x13\n\x0b\x63ohort_size\x18\x04 \x01(\r\x12\x18\n\x10\x62\x61tches_accepted\x18\x05 \x01(\r\x12\x17\n\x0f\x62\x61tches_refused\x18\x06 \x01(\r\x12,\n\taggregate\x18\x07 \x01(\x0b\x32\x19.ebbflow.api.v1.Aggregate\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x10\n\x0cSTATE_CLOSED\x10\x02\"o\n\tAggregate\x12)\n\x04\x62ins\x18\x01 \x03(\x0b\x32\x1b.ebbflow.api.v1.BinEstimate\x12\x11\n\tnoise_std\x18\x02 \x01(\x01\x12\x13\n\x0binformative\x18\x03 \x01(\x08\x12\x0f\n\x07metrics\x18\x04 \x03(\x01\"K\n\x0b\x42inEstimate\x12\x0e\n\x06\x62in_id\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x01\x12\x0e\n\x06weight\x18\x04 \x01(\x01\"\x91\x01\n\x10OpenRoundRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08lookback\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"9\n\x11OpenRoundResponse\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.ebbflow.api.v1.Round\"!\n\x11\x43loseRoundRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x12\x43loseRoundResponse\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.ebbflow.api.v1.Round\"\x1f\n\x0fGetRoundRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x10GetRoundResponse\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.ebbflow.api.v1.Round\"K\n\x11ListRoundsRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x12ListRoundsResponse\x12%\n\x06rounds\x18\x01 \x03(\x0b\x32\x15.ebbflow.api.v1.Round\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd9\x02\n\x0cRoundService\x12P\n\tOpenRound\x12 .ebbflow.api.v1.OpenRoundRequest\x1a!.ebbflow.api.v1.OpenRoundResponse\x12S\n\nCloseRound\x12!.ebbflow.api.v1.CloseRoundRequest\x1a\".ebbflow.api.v1.CloseRoundResponse\x12M\n\x08GetRound\x12\x1f.ebbflow.api.v1.GetRoundRequest\x1a .ebbflow.api.v1.GetRoundResponse\x12S\n\nListRounds\x12!.ebbflow.api.v1.ListRoundsRequest\x1a\".ebbflow.api.v1.ListRoundsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x62\x62\x66low/api/v1/round.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1d\x65\x62\x62\x66low/api/v1/feedback.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x02\n\x05Round\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.ebbflow.api.v1.Round.State\x12\'\n\x04plan\x18\x03 \x01(\x0b\x32\x19.ebbflow.api.v1.RoundPlan\x12\x13\n\x0b\x63ohort_size\x18\x04 \x01(\r\x12\x18\n\x10\x62\x61tches_accepted\x18\x05 \x01(\r\x12\x17\n\x0f\x62\x61tches_refused\x18\x06 \x01(\r\x12,\n\taggregate\x18\x07 \x01(\x0b\x32\x19.ebbflow.api.v1.Aggregate\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_OPEN\x10\x01\x12\x10\n\x0cSTATE_CLOSED\x10\x02\"\xe9\x01\n\tAggregate\x12)\n\x04\x62ins\x18\x01 \x03(\x0b\x32\x1b.ebbflow.api.v1.BinEstimate\x12\x11\n\tnoise_std\x18\x02 \x01(\x01\x12\x13\n\x0binformative\x18\x03 \x01(\x08\x12\x0f\n\x07metrics\x18\x04 \x03(\x01\x12\x31\n\x07\x61\x64\x61pter\x18\x05 \x01(\x0b\x32 .ebbflow.api.v1.AdapterAggregate\x12\x0f\n\x07\x62\x61tches\x18\x06 \x01(\r\x12\x1b\n\x13under_noised_agents\x18\x07 \x03(\t\x12\x17\n\x0flimited_batches\x18\x08 \x01(\r\"o\n\x10\x41\x64\x61pterAggregate\x12\x13\n\x0b\x62lob_sha256\x18\x01 \x01(\x0c\x12\x0f\n\x07release\x18\x02 \x01(\r\x12\x0e\n\x06\x61gents\x18\x03 \x01(\r\x12\x17\n\x0fsignal_to_noise\x18\x04 \x01(\x01\x12\x0c\n\x04norm\x18\x05 \x01(\x01\"K\n\x0b\x42inEstimate\x12\x0e\n\x06\x62in_id\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x01\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x01\x12\x0e\n\x06weight\x18\x04 \x01(\x01\"\xdb\x02\n\x10OpenRoundRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08lookback\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\'\n\x07metrics\x18\x05 \x03(\x0b\x32\x16.ebbflow.api.v1.Metric\x12\x12\n\npopulation\x18\x06 \x01(\r\x12\x32\n\x07measure\x18\x07 \x01(\x0e\x32!.ebbflow.api.v1.RoundPlan.Measure\x12\x11\n\tmax_users\x18\x08 \x01(\r\x12\x30\n\x07\x61\x64\x61pter\x18\t \x01(\x0b\x32\x1f.ebbflow.api.v1.AdapterSettings\x12\x12\n\nnear_micro\x18\n \x01(\r\"\xc6\x01\n\x0f\x41\x64\x61pterSettings\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0f\n\x07modules\x18\x02 \x03(\t\x12\x11\n\tclip_norm\x18\x03 \x01(\x01\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12\x17\n\x0fsequence_length\x18\x06 \x01(\r\x12\x15\n\rlearning_rate\x18\x07 \x01(\x01\x12\x15\n\rmax_staleness\x18\x08 \x01(\r\x12\x17\n\x0fusers_per_agent\x18\t \x01(\r\"9\n\x11OpenRoundResponse\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.ebbflow.api.v1.Round\"!\n\x11\x43loseRoundRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x12\x43loseRoundResponse\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.ebbflow.api.v1.Round\"\x1f\n\x0fGetRoundRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x10GetRoundResponse\x12$\n\x05round\x18\x01 \x01(\x0b\x32\x15.ebbflow.api.v1.Round\"K\n\x11ListRoundsRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"T\n\x12ListRoundsResponse\x12%\n\x06rounds\x18\x01 \x03(\x0b\x32\x15.ebbflow.api.v1.Round\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd9\x02\n\x0cRoundService\x12P\n\tOpenRound\x12 .ebbflow.api.v1.OpenRoundRequest\x1a!.ebbflow.api.v1.OpenRoundResponse\x12S\n\nCloseRound\x12!.ebbflow.api.v1.CloseRoundRequest\x1a\".ebbflow.api.v1.CloseRoundResponse\x12M\n\x08GetRound\x12\x1f.ebbflow.api.v1.GetRoundRequest\x1a .ebbflow.api.v1.GetRoundResponse\x12S\n\nListRounds\x12!.ebbflow.api.v1.ListRoundsRequest\x1a\".ebbflow.api.v1.ListRoundsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,26 +38,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUND']._serialized_end=482
   _globals['_ROUND_STATE']._serialized_start=418
   _globals['_ROUND_STATE']._serialized_end=482
-  _globals['_AGGREGATE']._serialized_start=484
-  _globals['_AGGREGATE']._serialized_end=595
-  _globals['_BINESTIMATE']._serialized_start=597
-  _globals['_BINESTIMATE']._serialized_end=672
-  _globals['_OPENROUNDREQUEST']._serialized_start=675
-  _globals['_OPENROUNDREQUEST']._serialized_end=820
-  _globals['_OPENROUNDRESPONSE']._serialized_start=822
-  _globals['_OPENROUNDRESPONSE']._serialized_end=879
-  _globals['_CLOSEROUNDREQUEST']._serialized_start=881
-  _globals['_CLOSEROUNDREQUEST']._serialized_end=914
-  _globals['_CLOSEROUNDRESPONSE']._serialized_start=916
-  _globals['_CLOSEROUNDRESPONSE']._serialized_end=974
-  _globals['_GETROUNDREQUEST']._serialized_start=976
-  _globals['_GETROUNDREQUEST']._serialized_end=1007
-  _globals['_GETROUNDRESPONSE']._serialized_start=1009
-  _globals['_GETROUNDRESPONSE']._serialized_end=1065
-  _globals['_LISTROUNDSREQUEST']._serialized_start=1067
-  _globals['_LISTROUNDSREQUEST']._serialized_end=1142
-  _globals['_LISTROUNDSRESPONSE']._serialized_start=1144
-  _globals['_LISTROUNDSRESPONSE']._serialized_end=1228
-  _globals['_ROUNDSERVICE']._serialized_start=1231
-  _globals['_ROUNDSERVICE']._serialized_end=1576
+  _globals['_AGGREGATE']._serialized_start=485
+  _globals['_AGGREGATE']._serialized_end=718
+  _globals['_ADAPTERAGGREGATE']._serialized_start=720
+  _globals['_ADAPTERAGGREGATE']._serialized_end=831
+  _globals['_BINESTIMATE']._serialized_start=833
+  _globals['_BINESTIMATE']._serialized_end=908
+  _globals['_OPENROUNDREQUEST']._serialized_start=911
+  _globals['_OPENROUNDREQUEST']._serialized_end=1258
+  _globals['_ADAPTERSETTINGS']._serialized_start=1261
+  _globals['_ADAPTERSETTINGS']._serialized_end=1459
+  _globals['_OPENROUNDRESPONSE']._serialized_start=1461
+  _globals['_OPENROUNDRESPONSE']._serialized_end=1518
+  _globals['_CLOSEROUNDREQUEST']._serialized_start=1520
+  _globals['_CLOSEROUNDREQUEST']._serialized_end=1553
+  _globals['_CLOSEROUNDRESPONSE']._serialized_start=1555
+  _globals['_CLOSEROUNDRESPONSE']._serialized_end=1613
+  _globals['_GETROUNDREQUEST']._serialized_start=1615
+  _globals['_GETROUNDREQUEST']._serialized_end=1646
+  _globals['_GETROUNDRESPONSE']._serialized_start=1648
+  _globals['_GETROUNDRESPONSE']._serialized_end=1704
+  _globals['_LISTROUNDSREQUEST']._serialized_start=1706
+  _globals['_LISTROUNDSREQUEST']._serialized_end=1781
+  _globals['_LISTROUNDSRESPONSE']._serialized_start=1783
+  _globals['_LISTROUNDSRESPONSE']._serialized_end=1867
+  _globals['_ROUNDSERVICE']._serialized_start=1870
+  _globals['_ROUNDSERVICE']._serialized_end=2215
 # @@protoc_insertion_point(module_scope)

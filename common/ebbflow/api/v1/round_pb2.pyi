@@ -111,10 +111,18 @@ class Aggregate(_message.Message):
     NOISE_STD_FIELD_NUMBER: _builtins.int
     INFORMATIVE_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    UNDER_NOISED_AGENTS_FIELD_NUMBER: _builtins.int
+    LIMITED_BATCHES_FIELD_NUMBER: _builtins.int
     noise_std: _builtins.float
     """Standard deviation of the noise on each sum."""
     informative: _builtins.bool
     """Whether the round tells more than noise: at least one bin stands three standard deviations above it."""
+    batches: _builtins.int
+    """Batches that were added up."""
+    limited_batches: _builtins.int
+    """Batches that stood out so far that they were cut to the largest influence that one agent may have."""
     @_builtins.property
     def bins(self) -> _containers.RepeatedCompositeFieldContainer[Global___BinEstimate]:
         """One for each bin of the plan, in order."""
@@ -123,6 +131,16 @@ class Aggregate(_message.Message):
     def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Sums of the plan's metrics, in order."""
 
+    @_builtins.property
+    def adapter(self) -> Global___AdapterAggregate:
+        """What came of the adapter updates; only in such rounds."""
+
+    @_builtins.property
+    def under_noised_agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Agents whose null bins of the last rounds together hold less noise than their plans asked for. Their batches are not
+        added up.
+        """
+
     def __init__(
         self,
         *,
@@ -130,14 +148,56 @@ class Aggregate(_message.Message):
         noise_std: _builtins.float = ...,
         informative: _builtins.bool = ...,
         metrics: _abc.Iterable[_builtins.float] | None = ...,
+        adapter: Global___AdapterAggregate | None = ...,
+        batches: _builtins.int = ...,
+        under_noised_agents: _abc.Iterable[_builtins.str] | None = ...,
+        limited_batches: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "informative", b"informative", "metrics", b"metrics", "noise_std", b"noise_std"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "batches", b"batches", "bins", b"bins", "informative", b"informative", "limited_batches", b"limited_batches", "metrics", b"metrics", "noise_std", b"noise_std", "under_noised_agents", b"under_noised_agents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Aggregate: _TypeAlias = Aggregate  # noqa: Y015
+
+@_typing.final
+class AdapterAggregate(_message.Message):
+    """The average change of an adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOB_SHA256_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    SIGNAL_TO_NOISE_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    blob_sha256: _builtins.bytes
+    """Blob with the average: float32 values in the order of the plan."""
+    release: _builtins.int
+    """Number of the release that it changes."""
+    agents: _builtins.int
+    """Agents whose updates were added up."""
+    signal_to_noise: _builtins.float
+    """L2 norm of the average over the L2 norm that noise alone would have."""
+    norm: _builtins.float
+    """L2 norm of the average."""
+    def __init__(
+        self,
+        *,
+        blob_sha256: _builtins.bytes = ...,
+        release: _builtins.int = ...,
+        agents: _builtins.int = ...,
+        signal_to_noise: _builtins.float = ...,
+        norm: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "blob_sha256", b"blob_sha256", "norm", b"norm", "release", b"release", "signal_to_noise", b"signal_to_noise"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterAggregate: _TypeAlias = AdapterAggregate  # noqa: Y015
 
 @_typing.final
 class BinEstimate(_message.Message):
@@ -183,10 +243,24 @@ class OpenRoundRequest(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     LOOKBACK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    POPULATION_FIELD_NUMBER: _builtins.int
+    MEASURE_FIELD_NUMBER: _builtins.int
+    MAX_USERS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    NEAR_MICRO_FIELD_NUMBER: _builtins.int
     student: _builtins.str
     """Student, such as "students/faq"."""
     request_id: _builtins.str
     """UUID of this request."""
+    population: _builtins.int
+    """Generation of the student's population whose prompts are the bins; 0 takes the corpus' topics."""
+    measure: _feedback_pb2.RoundPlan.Measure.ValueType
+    """How agents liken texts to bins."""
+    max_users: _builtins.int
+    """Largest count of one cell; 0 means 1000."""
+    near_micro: _builtins.int
+    """Least cosine, in millionths, that KIND_NEAR counts; 0 means 300000."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long batches are taken; unset means one day."""
@@ -195,6 +269,14 @@ class OpenRoundRequest(_message.Message):
     def lookback(self) -> _duration_pb2.Duration:
         """How far back interactions may lie; unset means seven days."""
 
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedCompositeFieldContainer[_feedback_pb2.Metric]:
+        """Counters to collect beside the votes. Each one costs noise on every cell."""
+
+    @_builtins.property
+    def adapter(self) -> Global___AdapterSettings:
+        """Asks for adapter updates and not for votes. The policy must allow it, and the cohort be large enough."""
+
     def __init__(
         self,
         *,
@@ -202,14 +284,76 @@ class OpenRoundRequest(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         lookback: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
+        metrics: _abc.Iterable[_feedback_pb2.Metric] | None = ...,
+        population: _builtins.int = ...,
+        measure: _feedback_pb2.RoundPlan.Measure.ValueType = ...,
+        max_users: _builtins.int = ...,
+        adapter: Global___AdapterSettings | None = ...,
+        near_micro: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "lookback", b"lookback"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "duration", b"duration", "lookback", b"lookback"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "lookback", b"lookback", "request_id", b"request_id", "student", b"student"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "duration", b"duration", "lookback", b"lookback", "max_users", b"max_users", "measure", b"measure", "metrics", b"metrics", "near_micro", b"near_micro", "population", b"population", "request_id", b"request_id", "student", b"student"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenRoundRequest: _TypeAlias = OpenRoundRequest  # noqa: Y015
+
+@_typing.final
+class AdapterSettings(_message.Message):
+    """What to train in a round of adapter updates; zeros take the defaults."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    USERS_PER_AGENT_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rank of the change; 0 means 4."""
+    clip_norm: _builtins.float
+    """Largest L2 norm of one user's change; 0 means 1."""
+    steps: _builtins.int
+    """Steps for each user; 0 means 8."""
+    batch_size: _builtins.int
+    """Sequences expected in a step; 0 means 4."""
+    sequence_length: _builtins.int
+    """Tokens of a sequence; 0 means 64."""
+    learning_rate: _builtins.float
+    """Learning rate; 0 means 0.1."""
+    max_staleness: _builtins.int
+    """How many releases behind an agent may be; 0 takes the newest alone."""
+    users_per_agent: _builtins.int
+    """How many users the operator expects on each agent, by which the cloud tells whether a signal can be seen; 0 means 1."""
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Linear layers by the last part of their names; empty means "q_proj" and "v_proj"."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        modules: _abc.Iterable[_builtins.str] | None = ...,
+        clip_norm: _builtins.float = ...,
+        steps: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
+        sequence_length: _builtins.int = ...,
+        learning_rate: _builtins.float = ...,
+        max_staleness: _builtins.int = ...,
+        users_per_agent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip_norm", b"clip_norm", "learning_rate", b"learning_rate", "max_staleness", b"max_staleness", "modules", b"modules", "rank", b"rank", "sequence_length", b"sequence_length", "steps", b"steps", "users_per_agent", b"users_per_agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterSettings: _TypeAlias = AdapterSettings  # noqa: Y015
 
 @_typing.final
 class OpenRoundResponse(_message.Message):

@@ -483,3 +483,115 @@ class ListStudentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListStudentsResponse: _TypeAlias = ListStudentsResponse  # noqa: Y015
+
+@_typing.final
+class UpdatePrivacyPolicyRequest(_message.Message):
+    """Asks to change the privacy policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PRIVACY_POLICY_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    LIFETIME_EPSILON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, such as "students/faq"."""
+    note: _builtins.str
+    """Why it changes; agents show it."""
+    lifetime_epsilon: _builtins.float
+    """Highest epsilon of all windows together, at the policy's delta; 0 sets no limit. `lifetime_rho_cap_nano` follows."""
+    @_builtins.property
+    def privacy_policy(self) -> _feedback_pb2.PrivacyPolicy:
+        """The whole policy; zeros take the defaults, and `rho_cap_nano` follows from epsilon."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        privacy_policy: _feedback_pb2.PrivacyPolicy | None = ...,
+        note: _builtins.str = ...,
+        lifetime_epsilon: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["privacy_policy", b"privacy_policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lifetime_epsilon", b"lifetime_epsilon", "name", b"name", "note", b"note", "privacy_policy", b"privacy_policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePrivacyPolicyRequest: _TypeAlias = UpdatePrivacyPolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePrivacyPolicyResponse(_message.Message):
+    """The student with its new policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def student(self) -> Global___Student:
+        """The student."""
+
+    @_builtins.property
+    def document(self) -> _feedback_pb2.PolicyDocument:
+        """The document that was signed."""
+
+    def __init__(
+        self,
+        *,
+        student: Global___Student | None = ...,
+        document: _feedback_pb2.PolicyDocument | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "student", b"student"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "student", b"student"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePrivacyPolicyResponse: _TypeAlias = UpdatePrivacyPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ListPrivacyPoliciesRequest(_message.Message):
+    """Asks for the versions of a policy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, such as "students/faq"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPrivacyPoliciesRequest: _TypeAlias = ListPrivacyPoliciesRequest  # noqa: Y015
+
+@_typing.final
+class ListPrivacyPoliciesResponse(_message.Message):
+    """The versions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedCompositeFieldContainer[_feedback_pb2.PolicyDocument]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        documents: _abc.Iterable[_feedback_pb2.PolicyDocument] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPrivacyPoliciesResponse: _TypeAlias = ListPrivacyPoliciesResponse  # noqa: Y015

@@ -55,6 +55,16 @@ class StudentServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.FromString,
                 _registered_method=True)
+        self.UpdatePrivacyPolicy = channel.unary_unary(
+                '/ebbflow.api.v1.StudentService/UpdatePrivacyPolicy',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdatePrivacyPolicyRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdatePrivacyPolicyResponse.FromString,
+                _registered_method=True)
+        self.ListPrivacyPolicies = channel.unary_unary(
+                '/ebbflow.api.v1.StudentService/ListPrivacyPolicies',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListPrivacyPoliciesRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListPrivacyPoliciesResponse.FromString,
+                _registered_method=True)
         self.UpdateEscalationPolicy = channel.unary_unary(
                 '/ebbflow.api.v1.StudentService/UpdateEscalationPolicy',
                 request_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateEscalationPolicyRequest.SerializeToString,
@@ -94,6 +104,20 @@ class StudentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdatePrivacyPolicy(self, request, context):
+        """UpdatePrivacyPolicy signs a new version of what agents may be asked. Owners only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPrivacyPolicies(self, request, context):
+        """ListPrivacyPolicies returns every version that was signed, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpdateEscalationPolicy(self, request, context):
         """UpdateEscalationPolicy says whether agents may send the teacher questions of users who agree. Owners only.
         """
@@ -123,6 +147,16 @@ def add_StudentServiceServicer_to_server(servicer, server):
                     servicer.UpdateRolloutPolicy,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.SerializeToString,
+            ),
+            'UpdatePrivacyPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePrivacyPolicy,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdatePrivacyPolicyRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.UpdatePrivacyPolicyResponse.SerializeToString,
+            ),
+            'ListPrivacyPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPrivacyPolicies,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListPrivacyPoliciesRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_student__pb2.ListPrivacyPoliciesResponse.SerializeToString,
             ),
             'UpdateEscalationPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateEscalationPolicy,
@@ -239,6 +273,60 @@ class StudentService:
             '/ebbflow.api.v1.StudentService/UpdateRolloutPolicy',
             ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_student__pb2.UpdateRolloutPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePrivacyPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.StudentService/UpdatePrivacyPolicy',
+            ebbflow_dot_api_dot_v1_dot_student__pb2.UpdatePrivacyPolicyRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_student__pb2.UpdatePrivacyPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPrivacyPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.StudentService/ListPrivacyPolicies',
+            ebbflow_dot_api_dot_v1_dot_student__pb2.ListPrivacyPoliciesRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_student__pb2.ListPrivacyPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,

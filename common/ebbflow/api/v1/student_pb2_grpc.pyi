@@ -41,6 +41,10 @@ class StudentServiceStub:
     """ListStudents returns them page by page, by name."""
     UpdateRolloutPolicy: _grpc.UnaryUnaryMultiCallable[_student_pb2.UpdateRolloutPolicyRequest, _student_pb2.UpdateRolloutPolicyResponse]
     """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
+    UpdatePrivacyPolicy: _grpc.UnaryUnaryMultiCallable[_student_pb2.UpdatePrivacyPolicyRequest, _student_pb2.UpdatePrivacyPolicyResponse]
+    """UpdatePrivacyPolicy signs a new version of what agents may be asked. Owners only."""
+    ListPrivacyPolicies: _grpc.UnaryUnaryMultiCallable[_student_pb2.ListPrivacyPoliciesRequest, _student_pb2.ListPrivacyPoliciesResponse]
+    """ListPrivacyPolicies returns every version that was signed, newest first."""
     UpdateEscalationPolicy: _grpc.UnaryUnaryMultiCallable[_student_pb2.UpdateEscalationPolicyRequest, _student_pb2.UpdateEscalationPolicyResponse]
     """UpdateEscalationPolicy says whether agents may send the teacher questions of users who agree. Owners only."""
 
@@ -57,6 +61,10 @@ class StudentServiceAsyncStub(StudentServiceStub):
     """ListStudents returns them page by page, by name."""
     UpdateRolloutPolicy: _aio.UnaryUnaryMultiCallable[_student_pb2.UpdateRolloutPolicyRequest, _student_pb2.UpdateRolloutPolicyResponse]  # type: ignore[assignment]
     """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
+    UpdatePrivacyPolicy: _aio.UnaryUnaryMultiCallable[_student_pb2.UpdatePrivacyPolicyRequest, _student_pb2.UpdatePrivacyPolicyResponse]  # type: ignore[assignment]
+    """UpdatePrivacyPolicy signs a new version of what agents may be asked. Owners only."""
+    ListPrivacyPolicies: _aio.UnaryUnaryMultiCallable[_student_pb2.ListPrivacyPoliciesRequest, _student_pb2.ListPrivacyPoliciesResponse]  # type: ignore[assignment]
+    """ListPrivacyPolicies returns every version that was signed, newest first."""
     UpdateEscalationPolicy: _aio.UnaryUnaryMultiCallable[_student_pb2.UpdateEscalationPolicyRequest, _student_pb2.UpdateEscalationPolicyResponse]  # type: ignore[assignment]
     """UpdateEscalationPolicy says whether agents may send the teacher questions of users who agree. Owners only."""
 
@@ -94,6 +102,22 @@ class StudentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_student_pb2.UpdateRolloutPolicyResponse, _abc.Awaitable[_student_pb2.UpdateRolloutPolicyResponse]]:
         """UpdateRolloutPolicy replaces what every rollout of the student must keep to. Owners only."""
+
+    @_abc_1.abstractmethod
+    def UpdatePrivacyPolicy(
+        self,
+        request: _student_pb2.UpdatePrivacyPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_student_pb2.UpdatePrivacyPolicyResponse, _abc.Awaitable[_student_pb2.UpdatePrivacyPolicyResponse]]:
+        """UpdatePrivacyPolicy signs a new version of what agents may be asked. Owners only."""
+
+    @_abc_1.abstractmethod
+    def ListPrivacyPolicies(
+        self,
+        request: _student_pb2.ListPrivacyPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_student_pb2.ListPrivacyPoliciesResponse, _abc.Awaitable[_student_pb2.ListPrivacyPoliciesResponse]]:
+        """ListPrivacyPolicies returns every version that was signed, newest first."""
 
     @_abc_1.abstractmethod
     def UpdateEscalationPolicy(

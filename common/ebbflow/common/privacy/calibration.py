@@ -26,6 +26,7 @@ DEFAULT_EPSILON = 4.0
 DEFAULT_DELTA = 1e-6
 DEFAULT_WINDOW_DAYS = 30
 DEFAULT_ROUNDS_PER_WINDOW = 4
+DEFAULT_RETENTION_DAYS = 90
 
 _CONTINUOUS_FROM = 10**5  # variance of the sum from which continuous and discrete epsilon agree to 1e-6
 _SMOOTH_FROM = 4  # variance from which a sum of discrete Gaussians is one, to 1e-16
@@ -154,9 +155,28 @@ def complete_policy(policy: pb.PrivacyPolicy) -> pb.PrivacyPolicy:
         delta=policy.delta or DEFAULT_DELTA,
         window_days=policy.window_days or DEFAULT_WINDOW_DAYS,
         rounds_per_window=policy.rounds_per_window or DEFAULT_ROUNDS_PER_WINDOW,
+        lifetime_rho_cap_nano=policy.lifetime_rho_cap_nano,
+        retention_days=policy.retention_days or DEFAULT_RETENTION_DAYS,
+        allow_adapters=policy.allow_adapters,
     )
     mechanism = calibrate(full.epsilon, full.delta, full.rounds_per_window)
     full.rho_cap_nano = mechanism.rho_nano * full.rounds_per_window
+    return full
+
+
+def with_lifetime(policy: pb.PrivacyPolicy, lifetime_epsilon: float) -> pb.PrivacyPolicy:
+    """Returns a complete policy whose windows together may cost `lifetime_epsilon` at its delta; 0 sets no limit.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST if a figure is out of range, or the lifetime is shorter than one window.
+    """
+    full = complete_policy(policy)
+    if not lifetime_epsilon:
+        return full
+    if not lifetime_epsilon >= full.epsilon:
+        message = f"the lifetime's epsilon must be 0 or at least a window's, {full.epsilon:g}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="lifetime_epsilon")
+    full.lifetime_rho_cap_nano = accounting.rho_nano_cap(lifetime_epsilon, full.delta)
     return full
 
 

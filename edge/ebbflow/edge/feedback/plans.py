@@ -62,12 +62,14 @@ class AdmittedPlan:
         plan_sha256: hash of its signed bytes.
         device_window: window of the device's own ceiling that the round is charged to.
         device_cap_nano: what that window may cost.
+        policy_version: of the signed policy; the ledger refuses one below the highest that it has seen.
     """
 
     plan: pb.RoundPlan
     plan_sha256: bytes
     device_window: str
     device_cap_nano: int
+    policy_version: int
 
     @property
     def student_id(self) -> str:
@@ -85,14 +87,14 @@ class AdmittedPlan:
         return self.plan.end_time.ToDatetime(dt.UTC)
 
 
-def _verify(signed: pb.SignedPlan, keys: Mapping[str, Key]) -> None:
-    key = keys.get(signed.key_id)
+def _verify(data: bytes, signature: bytes, key_id: str, keys: Mapping[str, Key], what: str) -> None:
+    key = keys.get(key_id)
     if key is None:
-        raise EbbflowError(Reason.PLAN_UNTRUSTED, "no trusted key signed the plan", key_id=signed.key_id[:64])
+        raise EbbflowError(Reason.PLAN_UNTRUSTED, f"no trusted key signed the {what}", key_id=key_id[:64])
     try:
-        key.verify_signature(Signature(signed.key_id, signed.signature.hex()), signed.plan)
+        key.verify_signature(Signature(key_id, signature.hex()), data)
     except (UnverifiedSignatureError, VerificationError):
-        raise EbbflowError(Reason.PLAN_UNTRUSTED, "the plan's signature does not verify") from None
+        raise EbbflowError(Reason.PLAN_UNTRUSTED, f"the {what}'s signature does not verify") from None
 
 
 def _parse(data: bytes) -> pb.RoundPlan:
@@ -100,6 +102,19 @@ def _parse(data: bytes) -> pb.RoundPlan:
         return pb.RoundPlan.FromString(data)
     except DecodeError:
         raise EbbflowError(Reason.PLAN_INVALID, "the plan cannot be read", why="malformed") from None
+
+
+def _policy_version(plan: pb.RoundPlan, keys: Mapping[str, Key]) -> int:
+    """Returns the version of the plan's policy, once its owner's signature and its words are checked."""
+    signed = plan.signed_policy
+    _verify(signed.document, signed.signature, signed.key_id, keys, "plan's policy")
+    try:
+        document = pb.PolicyDocument.FromString(signed.document)
+    except DecodeError:
+        raise EbbflowError(Reason.PLAN_INVALID, "the plan's policy cannot be read", why="malformed") from None
+    if document.policy != plan.policy or document.student != plan.student or not document.version:
+        raise EbbflowError(Reason.PLAN_INVALID, "the plan says another policy than was signed", why="policy")
+    return document.version
 
 
 def _check_ceiling(policy: pb.PrivacyPolicy, ceiling: Ceiling) -> None:
@@ -128,9 +143,10 @@ def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now:
         EbbflowError: PLAN_UNTRUSTED (signature), PLAN_INVALID (its numbers do not give what they claim, or its end is
             beyond the window's length from now), POLICY_TOO_WEAK (above the ceiling), ROUND_CLOSED (over already).
     """
-    _verify(signed, keys)
+    _verify(signed.plan, signed.signature, signed.key_id, keys, "plan")
     plan = _parse(signed.plan)
     check_plan(plan)
+    version = _policy_version(plan, keys)
     _check_ceiling(plan.policy, ceiling)
     end = plan.end_time.ToDatetime(dt.UTC)
     if end <= now:
@@ -142,4 +158,5 @@ def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now:
         plan_sha256=hashlib.sha256(signed.plan).digest(),
         device_window=window_name(end, ceiling.window_days),
         device_cap_nano=ceiling.rho_cap_nano,
+        policy_version=version,
     )
