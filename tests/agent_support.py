@@ -16,7 +16,7 @@ FAST = Pace(first_s=0.1, most_s=0.5, shut_out_s=0.5)
 
 
 async def enrolled(cloud: CloudWorld, settings: AgentSettings) -> str:
-    wish = Wish(cloud=cloud.enrolment, token=cloud.token())
+    wish = Wish(cloud=cloud.enrolment, token=cloud.token(), new_device=True)
     return await asyncio.to_thread(enrol, settings.folder, wish, device_profile(settings))
 
 

@@ -81,7 +81,7 @@ class CloudWorld:
         with self.cloud.registry.transaction() as session:
             return tokens.create(session, self.cloud.authority.sha256, now(), **arguments)[1].encode()
 
-    def student(self, student_id: str = "faq") -> None:
+    def student(self, student_id: str = "faq", *, allow_adapters: bool = False) -> None:
         """Makes a student whose bins are two topics."""
         corpus = self.cloud.blobs.put([json.dumps({"topic": "files", "text": "open a file"}).encode() + b"\n"])
         with self.cloud.registry.transaction() as session:
@@ -92,7 +92,7 @@ class CloudWorld:
                     architecture={},
                     corpus_sha256=corpus.sha256,
                     topics=["files", "greetings"],
-                    privacy_policy=MessageToDict(complete_policy(PrivacyPolicy())),
+                    privacy_policy=MessageToDict(complete_policy(PrivacyPolicy(allow_adapters=allow_adapters))),
                     selector="",
                     create_time=now(),
                 )

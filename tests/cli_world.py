@@ -12,7 +12,7 @@ from ebbflow.common.identity.keys import generate_key, make_csr
 def enrol(cloud: Cloud, agent_id: str, **labels: str) -> None:
     """Adds an agent."""
     with cloud.registry.transaction() as session:
-        row = Agent(id=agent_id, state=AgentState.ACTIVE, labels=labels, profile={}, create_time=now())
+        row = Agent(id=agent_id, state=AgentState.ACTIVE, labels=labels, profile={}, create_time=now(), new_device=True)
         session.add(row)
         issued = cloud.authority.issue_agent(make_csr(generate_key()), agent_id, dt.timedelta(days=1), now())
         certificates.record(session, issued, now())

@@ -28,6 +28,7 @@ class BigramEngine:
     """The smallest real engine: the next token depends on the last one only. Has what delivery asks of an engine."""
 
     name, precision, context_tokens = "bigram", "int8", 1 << 20
+    kept_bf16: tuple[str, ...] = ()
     config: StudentConfig
 
     def __init__(self, weights_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ebbflow.common.codes.artefact import PRECISIONS, Precision, Variant, is_coded, read_variant, write_variant
+from ebbflow.common.codes.artefact import PRECISIONS, Precision, Variant, read_variant, write_variant
 from ebbflow.common.codes.quantise import Float32
 from ebbflow.common.student.config import StudentConfig
 
@@ -42,8 +42,8 @@ def random_weights(config: StudentConfig = CONFIG, seed: int = 0) -> dict[str, F
 
 def median_step(variant: Variant) -> float:
     """Quantisation step of int8 in weights."""
-    names = [name for name, shape in variant.config.tensor_shapes().items() if is_coded(shape, "int8")]
-    return float(np.median(np.concatenate([variant.scales(name).ravel() for name in names]).astype(np.float32)))
+    scales = [variant.scales(name).ravel() for name in variant.coded_in("int8")]
+    return float(np.median(np.concatenate(scales).astype(np.float32)))
 
 
 def moved(weights: dict[str, Float32], rms: float, seed: int = 1) -> dict[str, Float32]:

@@ -1,11 +1,13 @@
 """Students that stretch the kernels, and what it means that two engines agree."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ebbflow.common.codes.artefact import KVKind, Precision, read_variant, write_variant
+from ebbflow.common.codes.kept import choose_kept
 from ebbflow.common.codes.quantise import Float32
 from ebbflow.common.codes.twin import build_student
 from ebbflow.common.student.config import StudentConfig
@@ -50,7 +52,21 @@ SHAPES = {
         head_dim=10,
         max_position_embeddings=256,
     ),
+    # Coded matrices beside sensitive ones, which are kept in bfloat16.
+    "sensitive": StudentConfig(
+        vocab_size=131,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=256,
+        use_bias=True,
+    ),
 }
+KEEP = {"sensitive": ("model.embed_tokens.*", "model.layers.0.self_attn.k_proj.*", "model.layers.1.mlp.down_proj.*")}
+"""Patterns of sensitive matrices by the shape that has some."""
 INSTRUCTION_SETS = ("avx512", "avxvnni", "avx2", "i8mm", "dotprod", "portable")
 
 
@@ -81,10 +97,18 @@ def random_weights(config: StudentConfig, seed: int = 1, std: float = 0.15) -> d
     }
 
 
-def write_artefact(path: Path, config: StudentConfig, precision: Precision, seed: int = 1) -> Path:
+def write_artefact(
+    path: Path, config: StudentConfig, precision: Precision, seed: int = 1, keep: Sequence[str] = ()
+) -> Path:
     """Writes an artefact of random weights; returns its path."""
-    write_variant(path, random_weights(config, seed), config, precision)
+    weights = random_weights(config, seed)
+    write_variant(path, weights, config, precision, kept_bf16=choose_kept(config, keep))
     return path
+
+
+def write_shape(path: Path, shape: str, precision: Precision) -> Path:
+    """Writes an artefact of one of `SHAPES`, with its sensitive matrices; returns its path."""
+    return write_artefact(path, SHAPES[shape], precision, keep=KEEP.get(shape, ()))
 
 
 def twin_logits(

@@ -1,5 +1,6 @@
 """Students to export: small, and sure of what they say, so that a rounding does not change their answers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from ebbflow.common.codes.artefact import PRECISIONS, Precision, weights, write_variant
+from ebbflow.common.codes.kept import choose_kept
 from ebbflow.common.export.source import Source
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.model import Student
@@ -32,9 +34,12 @@ SHAPES = {
     "tied": SHAPE,
     "untied": replace(SHAPE, tie_word_embeddings=False),
     "biased": replace(SHAPE, use_bias=True),
+    "sensitive": replace(SHAPE, tie_word_embeddings=False),
     "narrow": replace(SHAPE, hidden_size=48, intermediate_size=64, num_attention_heads=3, num_key_value_heads=3),
 }
 """Shapes by name; "narrow" has matrices that cannot be coded."""
+KEEP = {"sensitive": ("lm_head.*", "model.layers.0.self_attn.*", "model.layers.1.mlp.up_proj.*")}
+"""Patterns of the matrices that are kept in bfloat16, by the shape that has some."""
 
 
 def tokenizer() -> Tokenizer:
@@ -66,11 +71,12 @@ def train(student: Student, steps: int = 60) -> Student:
     return student.requires_grad_(False)
 
 
-def write(student: Student, folder: Path) -> None:
+def write(student: Student, folder: Path, keep: Sequence[str] = ()) -> None:
     """Writes what a release of the student holds: every precision and the tokenizer."""
+    kept = choose_kept(student.config, keep)
     tensors = {name: tensor.numpy() for name, tensor in student.state_dict().items()}
     for precision in PRECISIONS:
-        write_variant(folder / f"{precision}.safetensors", tensors, student.config, precision)
+        write_variant(folder / f"{precision}.safetensors", tensors, student.config, precision, kept_bf16=kept)
     tokenizer().save(folder / "tokenizer.json")
 
 

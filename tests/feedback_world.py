@@ -1,20 +1,21 @@
 """A registry with a student and its fleet, and the feedback side of real devices."""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import sqlalchemy as sa
 from securesystemslib.signer import CryptoSigner
 
 from ebbflow.api.v1 import feedback_pb2 as pb
-from ebbflow.cloud.feedback import batches, rounds
+from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.feedback import batches, charges, rounds
 from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, FeedbackRefusal, Round, Student
 from ebbflow.common.identity import keys as identity
 from ebbflow.common.privacy.calibration import complete_policy
-from ebbflow.common.privacy.vector import Contribution
+from ebbflow.common.privacy.vector import AdapterContribution, Contribution
 from ebbflow.edge.feedback.plans import Ceiling, admit
 from ebbflow.edge.feedback.store import FeedbackStore
 
@@ -55,7 +56,7 @@ def add_fleet(registry: Registry) -> None:
         for agent in (*AGENTS, *outsiders, "stranger"):
             labels = outsiders.get(agent, {"site": "berlin"})
             state = AgentState.REVOKED if agent == "revoked" else AgentState.ACTIVE
-            session.add(Agent(id=agent, state=state, labels=labels, profile={}, create_time=NOW))
+            session.add(Agent(id=agent, state=state, labels=labels, profile={}, create_time=NOW, new_device=True))
         session.flush()
         for agent in (*AGENTS, "elsewhere", "revoked"):
             session.add(Assignment(agent_id=agent, student_id="faq", serving_number=1))
@@ -69,8 +70,7 @@ def open_round(registry: Registry, now: dt.datetime = NOW, **more: object) -> Ro
 
 
 def close_all(registry: Registry) -> None:
-    with registry.transaction() as session:
-        rounds.close_overdue(session, NOW + 2 * DAY)
+    rounds.close_overdue(registry, NOW + 2 * DAY)
 
 
 class Device:
@@ -80,16 +80,28 @@ class Device:
         folder.mkdir()
         self.agent, self.key, self.store = agent, KEYS[agent], FeedbackStore(folder / "agent.db")
 
-    def answer(self, registry: Registry, votes: list[Contribution], now: dt.datetime = NOW) -> pb.SignedBatch:
+    def answer(
+        self,
+        registry: Registry,
+        votes: Collection[Contribution] | Collection[AdapterContribution],
+        now: dt.datetime = NOW,
+    ) -> pb.SignedBatch:
         with registry.reading() as session:
             plan = rounds.current_plans(session, self.agent, now)[-1]
         keys = {SIGNER.public_key.keyid: SIGNER.public_key}
-        admitted = admit(plan, keys, Ceiling(epsilon=64.0), now)
+        admitted = admit(plan, keys, Ceiling(epsilon=64.0, adapters=True), now)
         data = self.store.release_batch(admitted, votes, lambda data: identity.sign(self.key, data), now)
         return pb.SignedBatch.FromString(data)
 
-    def submit(self, registry: Registry, signed: pb.SignedBatch, now: dt.datetime = NOW) -> None:
-        batches.submit(registry, self.agent, signed, self.key.public_key(), now)
+    def submit(
+        self, registry: Registry, signed: pb.SignedBatch, now: dt.datetime = NOW, blobs: BlobStore | None = None
+    ) -> None:
+        batches.submit(registry, self.agent, signed, self.key.public_key(), now, blobs)
+
+    def take_over(self, registry: Registry, now: dt.datetime = NOW) -> int:
+        """Learns what the cloud knows of its charges; says how many were new."""
+        with registry.reading() as session:
+            return self.store.take_over(charges.known(session, self.agent), now)
 
     def resign(self, signed: pb.SignedBatch, change: Callable[[pb.FeedbackBatch], object]) -> pb.SignedBatch:
         batch = pb.FeedbackBatch.FromString(signed.batch)

@@ -5,6 +5,7 @@ head, V vocabulary, T tokens of a sequence.
 """
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -127,18 +128,22 @@ def _weights(parts: list[npt.NDArray[Any]], rows: int, columns: int, bits: int) 
 
 
 class KernelModel:
-    """A random model whose every matrix has the same bits."""
+    """A random model whose every matrix has the same bits, or one bits after the other in turn."""
 
-    def __init__(self, library: ctypes.CDLL, shape: Shape, bits: int, kv_bits: int, seed: int = 0) -> None:
+    def __init__(
+        self, library: ctypes.CDLL, shape: Shape, bits: int | tuple[int, ...], kv_bits: int, seed: int = 0
+    ) -> None:
         rng = np.random.default_rng(seed)
-        self.library, self.shape, self.bits, self.kv_bits = library, shape, bits, kv_bits
+        self.library, self.shape, self.kv_bits = library, shape, kv_bits
+        turns = itertools.cycle((bits,) if isinstance(bits, int) else bits)
         width, mixed = shape.hidden, shape.heads * shape.head_dim
         sizes = [(mixed + 2 * shape.kv_heads * shape.head_dim, width), (width, mixed)]
         sizes += [(2 * shape.inner, width), (width, shape.inner)]
         self.layers = [
-            [RandomMatrix(library, rng, *size, bits, bias=shape.bias) for size in sizes] for _ in range(shape.layers)
+            [RandomMatrix(library, rng, *size, next(turns), bias=shape.bias) for size in sizes]
+            for _ in range(shape.layers)
         ]
-        self.embedding = RandomMatrix(library, rng, shape.vocabulary, width, bits)
+        self.embedding = RandomMatrix(library, rng, shape.vocabulary, width, next(turns))
         self.norms = rng.uniform(0.5, 1.5, (2 * shape.layers + 1, width)).astype(np.float32)
         exponents = np.arange(0, shape.head_dim, 2) / shape.head_dim
         self.frequency = (100.0**-exponents).astype(np.float32)

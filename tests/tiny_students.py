@@ -1,8 +1,10 @@
 """A tiny student of random weights: real artefacts for a real engine."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ebbflow.common.codes.artefact import Precision, write_variant
+from ebbflow.common.codes.kept import choose_kept
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.tokens import Tokenizer
 
@@ -28,11 +30,18 @@ def config_of(tokenizer: Tokenizer, layers: int = 1) -> StudentConfig:
     )
 
 
-def write_student(path: Path, tokenizer: Tokenizer, seed: int, precision: Precision = "int8", layers: int = 1) -> None:
-    """Writes the artefact of a random student."""
+def write_student(
+    path: Path,
+    tokenizer: Tokenizer,
+    seed: int,
+    precision: Precision = "int8",
+    layers: int = 1,
+    keep: Sequence[str] = (),
+) -> None:
+    """Writes the artefact of a random student; `keep` are patterns of matrices that stay in bf16."""
     from ebbflow.common.student.model import Student
 
     config = config_of(tokenizer, layers)
     weights = Student.random(config, seed=seed, std=0.3).state_dict()
     arrays = {name: weights[name].float().numpy() for name in config.tensor_shapes()}
-    write_variant(path, arrays, config, precision)
+    write_variant(path, arrays, config, precision, kept_bf16=choose_kept(config, keep))

@@ -23,9 +23,9 @@ from demo.processes import DemoError, Processes, tail
 from demo.report import AgentReport, Report
 from demo.steps import Steps
 from ebbflow.api.v1 import release_pb2, round_pb2
-from ebbflow.cloud.feedback.aggregate import weights
 from ebbflow.common.codes.twin import load_student
 from ebbflow.common.errors import EbbflowError
+from ebbflow.common.privacy.weights import weights
 from ebbflow.common.student.tokens import Tokenizer
 
 MARKER = ".ebbflow-demo"

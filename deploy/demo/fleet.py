@@ -56,7 +56,7 @@ def start(count: int, folder: Path, cloud: Cloud, processes: Processes) -> list[
     token = cloud.token(uses=count)
     names = [f"kiosk-{number}" for number in range(1, count + 1)]
     for name in names:
-        enrol = program("ebbflow.edge.main", "enrol", "--state", str(folder / name), "--name", name)
+        enrol = program("ebbflow.edge.main", "enrol", "--state", str(folder / name), "--name", name, "--new-device")
         done = run([*enrol, "--cloud", cloud.enrolment_address], {"EBBFLOW_EDGE_TOKEN": token})
         if done.returncode:
             raise DemoError(f"{name} could not enrol: {done.stderr.strip()}")

@@ -30,16 +30,16 @@ from ebbflow.cloud.distillation.mixture import Documents, Sequences
 from ebbflow.cloud.distillation.recipe import Recipe
 from ebbflow.cloud.distillation.trainer import Trainer
 from ebbflow.cloud.distillation.worker import native_precision
-from ebbflow.cloud.feedback.aggregate import weights
 from ebbflow.cloud.feedback.plans import TEXT_CHARACTERS, TEXTS_PER_BIN
 from ebbflow.cloud.release.measure import bits_per_byte
 from ebbflow.cloud.teacher.model import Teacher
 from ebbflow.common.privacy.calibration import calibrate
 from ebbflow.common.privacy.gaussian import DiscreteGaussian
+from ebbflow.common.privacy.lexical import Lexicon
+from ebbflow.common.privacy.weights import weights
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.model import Student
 from ebbflow.common.student.tokens import Tokenizer
-from ebbflow.edge.feedback.lexical import Lexicon
 from ebbflow.edge.feedback.votes import Bins
 
 REJECTED_SHARE = 0.6

@@ -8,7 +8,7 @@ set -eu
 umask 022
 
 wheel='' constraints='' cloud='' token='' name='' prefix=/opt/ebbflow state=/var/lib/ebbflow-edge extra=edge
-python=python3 service=auto torch_index=https://download.pytorch.org/whl/cpu
+python=python3 service=auto new_device=--new-device torch_index=https://download.pytorch.org/whl/cpu
 
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; cat <<'TEXT'
 
@@ -17,6 +17,7 @@ usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; cat <<'TEXT'
   --cloud HOST:PORT   the cloud's enrolment listener; needed until the device is enrolled
   --token TEXT        what `ebbflow token create` prints; better EBBFLOW_EDGE_TOKEN, which stands in no list of processes
   --name NAME         the name that the device asks for; default: its host name
+  --used-before       users of this device reported under another identity before: they wait until a window is over
   --prefix DIR        where the software goes (/opt/ebbflow)
   --state DIR         where the agent keeps its identity and releases (/var/lib/ebbflow-edge)
   --extra NAME        edge (the default), or edge-torch where the wheel holds no compiled engine
@@ -30,6 +31,7 @@ fail() { echo "install-agent: $1" >&2; exit 1; }
 while [ $# -gt 0 ]; do
     case $1 in
         --help|-h) usage; exit 0 ;;
+        --used-before) new_device=''; shift ;;
         --wheel|--constraints|--cloud|--token|--name|--prefix|--state|--extra|--torch-index|--python|--service)
             [ $# -ge 2 ] || fail "$1 needs a value"
             option=$(echo "${1#--}" | tr - _); eval "$option=\$2"; shift 2 ;;
@@ -101,7 +103,8 @@ enrolled=false
 [ -e "$state/identity/agent.toml" ] || enrolled=true
 EBBFLOW_EDGE_TOKEN=${token:-${EBBFLOW_EDGE_TOKEN:-}}
 export EBBFLOW_EDGE_TOKEN
-agent=$("$prefix/bin/ebbflow-edge" enrol --if-missing --state "$state" ${cloud:+--cloud "$cloud"} \
+[ ! -e "$state/agent.db" ] || new_device=''  # people used it before
+agent=$("$prefix/bin/ebbflow-edge" enrol --if-missing --state "$state" ${cloud:+--cloud "$cloud"} ${new_device:+"$new_device"} \
     --name "${name:-$(uname -n | tr 'A-Z_.' 'a-z--')}" </dev/null)
 unset EBBFLOW_EDGE_TOKEN
 

@@ -93,7 +93,7 @@ class ControlPlane:
         key = generate_key()
         with self.registry.transaction() as session:
             if session.get(Agent, agent_id) is None:
-                row = {"labels": {}, "profile": {}, "create_time": now(), **fields}
+                row = {"labels": {}, "profile": {}, "create_time": now(), "new_device": True, **fields}
                 session.add(Agent(id=agent_id, state=AgentState.ACTIVE, **row))
             issued = self.cloud.authority.issue_agent(make_csr(key), agent_id, lifetime, now())
             certificates.record(session, issued, now())

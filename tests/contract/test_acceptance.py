@@ -54,7 +54,7 @@ class Fleet:
             session.add(_rollout())
             for agent_id in self.devices:
                 row: dict[str, Any] = {"state": AgentState.ACTIVE, "labels": {"site": "berlin"}, "profile": {}}
-                session.add(Agent(id=agent_id, create_time=NOW, **row))
+                session.add(Agent(id=agent_id, create_time=NOW, new_device=True, **row))
                 session.flush()
                 session.add(Assignment(agent_id=agent_id, student_id="faq", serving_number=1, desired_number=1))
                 phase = 0 if agent_id in CANARIES else 1

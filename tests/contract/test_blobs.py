@@ -87,6 +87,14 @@ def test_putting_again_is_harmless(store: BlobStore) -> None:
     assert store.put([b"a"]) == store.put([b"a"])
 
 
+def test_what_is_deleted_is_gone_and_the_rest_stays(store: BlobStore) -> None:
+    gone, kept = store.put([b"gone"]), store.put([b"kept"])
+    for _ in range(2):
+        store.delete(gone.sha256)
+    store.delete("../../elsewhere")
+    assert (store.has(gone.sha256), store.read(kept.sha256)) == (False, b"kept")
+
+
 def test_a_file_and_its_chunks_are_one_blob(store: BlobStore, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(1000))

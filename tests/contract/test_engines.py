@@ -19,6 +19,7 @@ from engine_support import (
     twin_logits,
     use_instruction_set,
     write_artefact,
+    write_shape,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +41,7 @@ TOKENS = np.random.default_rng(0).integers(0, 67, 240).tolist()
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     folder = tmp_path_factory.mktemp("artefacts")
     return {
-        (shape, precision): write_artefact(folder / f"{shape}-{precision}", SHAPES[shape], precision)
+        (shape, precision): write_shape(folder / f"{shape}-{precision}", shape, precision)
         for shape, precision in itertools.product(SHAPES, PRECISIONS)
     }
 
@@ -82,19 +83,34 @@ def test_logits_are_the_twins(
     assert_alike(np.concatenate(pieces), twin_logits(path, [TOKENS[:200]], kv_cache=kv_cache)[0])
 
 
+@pytest.mark.parametrize("shape", ["tied", "sensitive"])
 @pytest.mark.parametrize(("own", "asked"), [("int8", "int4"), ("bf16", "int8"), ("bf16", "int4")])
 def test_a_smaller_precision_derives_from_an_artefact(
-    load: Load, artefacts: dict[tuple[str, str], Path], own: Precision, asked: Precision
+    load: Load, artefacts: dict[tuple[str, str], Path], shape: str, own: Precision, asked: Precision
 ) -> None:
-    engine = load(artefacts["tied", own], precision=asked)
+    engine = load(artefacts[shape, own], precision=asked)
     assert engine.precision == asked
     prompts = [TOKENS[begin : begin + 3] for begin in range(0, 96, 3)]
     found = engine.step([StepEntry(engine.open(), prompt, "all") for prompt in prompts])
-    assert_same(np.stack(found), twin_logits(artefacts["tied", own], prompts, asked))
+    assert_same(np.stack(found), twin_logits(artefacts[shape, own], prompts, asked))
 
 
-def test_int4_derived_from_int8_is_the_releases_own(load: Load, artefacts: dict[tuple[str, str], Path]) -> None:
-    derived, own = load(artefacts["biased", "int8"], precision="int4"), load(artefacts["biased", "int4"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_student_whose_matrices_are_all_kept_computes_its_bf16(
+    load: Load, artefacts: dict[tuple[str, str], Path], tmp_path: Path, precision: Precision
+) -> None:
+    path = write_artefact(tmp_path / "weights", SHAPES["biased"], precision, keep=["*"])
+    kept, plain = load(path), load(artefacts["biased", "bf16"])
+    assert (kept.precision, len(kept.kept_bf16), plain.kept_bf16) == (precision, 2 + 3 * 6, ())
+    first, second = (engine.step([StepEntry(engine.open(), TOKENS[:20], "all")])[0] for engine in (kept, plain))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("shape", ["biased", "sensitive"])
+def test_int4_derived_from_int8_is_the_releases_own(
+    load: Load, artefacts: dict[tuple[str, str], Path], shape: str
+) -> None:
+    derived, own = load(artefacts[shape, "int8"], precision="int4"), load(artefacts[shape, "int4"])
     first, second = (engine.step([StepEntry(engine.open(), TOKENS[:20], "all")])[0] for engine in (derived, own))
     np.testing.assert_array_equal(first, second)
 
@@ -305,7 +321,7 @@ def test_replaced_weights_compute_what_their_artefact_says(
     assert_alike(engine.step([StepEntry(slot, TOKENS[:70], "all")])[0], twin_logits(other, [TOKENS[:70]])[0])
 
 
-@pytest.mark.parametrize("case", ["shape", "precision", "missing", "torn", "scale"])
+@pytest.mark.parametrize("case", ["shape", "precision", "kept", "missing", "torn", "scale"])
 def test_what_cannot_replace_changes_nothing(
     load: Load, artefacts: dict[tuple[str, str], Path], tmp_path: Path, case: str
 ) -> None:
@@ -315,6 +331,8 @@ def test_what_cannot_replace_changes_nothing(
         path, reason = artefacts["tied", "int8"], Reason.INVALID_REQUEST
     elif case == "precision":
         path, reason = artefacts["biased", "int4"], Reason.INVALID_REQUEST
+    elif case == "kept":
+        path, reason = write_artefact(path, SHAPES["biased"], "int8", keep=["lm_head.*"]), Reason.INVALID_REQUEST
     elif case == "torn":
         path.write_bytes(artefacts["biased", "int8"].read_bytes()[:-3])
     elif case == "scale":  # the very last number is not one: whatever comes before must not be packed yet

@@ -24,10 +24,10 @@ from ebbflow.cloud.registry.tables import (
 )
 from ebbflow.common.errors import EbbflowError
 from ebbflow.common.identity import keys as identity
+from ebbflow.common.privacy import release
 from ebbflow.common.privacy.accounting import epsilon_of
 from ebbflow.common.privacy.gaussian import DiscreteGaussian
 from ebbflow.common.privacy.vector import Contribution
-from ebbflow.edge.feedback import release
 
 
 @pytest.fixture
@@ -97,8 +97,9 @@ def test_the_mirror_follows_the_devices_own_account(fleet: Registry, devices: li
         assert token
         more, _ = accounts.list_accounts(session, page_token=token)
         one, _ = accounts.list_accounts(session, agent_id="kiosk-2")
-    assert [row.agent_id for row, _ in rows + more] == ["kiosk-1", "kiosk-2"]
-    [(account, entries)] = one
+    assert [found.account.agent_id for found in rows + more] == ["kiosk-1", "kiosk-2"]
+    [statement] = one
+    account, entries = statement.account, len(statement.charges_nano)
     [local] = devices[1].store.accounts()
     assert (account.rho_spent_nano, account.rho_cap_nano, entries) == (local.rho_spent_nano, local.rho_cap_nano, 3)
     assert 0 < epsilon_of(account.rho_spent_nano, account.delta) < 4

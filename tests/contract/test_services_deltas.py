@@ -85,20 +85,24 @@ class Line:
         plane.student(student_id)
 
     def release(
-        self, number: int, step: float = 1e-4, state: ReleaseState = ReleaseState.PUBLISHED
+        self,
+        number: int,
+        step: float = 1e-4,
+        state: ReleaseState = ReleaseState.PUBLISHED,
+        kept: tuple[str, ...] = (),
     ) -> dict[str, bytes]:
         """Publishes the next one; returns its files by kind."""
         self._weights = {
             name: (weight + self._random.normal(0, step, weight.shape)).astype(np.float32)
             for name, weight in self._weights.items()
         }
-        files = {kind: self._file(number, kind) for kind in ("bf16", "int8", "int4")}
+        files = {kind: self._file(number, kind, kept) for kind in ("bf16", "int8", "int4")}
         variants = {
             kind: ManifestVariant(path_of(self.student_id, number, kind), len(data), 1.0)
             for kind, data in files.items()
         }
         config = {**CONFIG.to_hf(), "note": number}
-        manifest = Manifest(self.student_id, number, config, variants, Probe(((1, 2),), 0.1)).to_json()
+        manifest = Manifest(self.student_id, number, config, variants, Probe(((1, 2),), 0.1), kept).to_json()
         files |= {"manifest": manifest, "tokenizer": b"tokens of %d" % (number // 2)}
         self.plane.release(number, self.student_id, state=state)
         with self.plane.registry.transaction() as session:
@@ -112,9 +116,9 @@ class Line:
             }
         return files
 
-    def _file(self, number: int, kind: Precision) -> bytes:
+    def _file(self, number: int, kind: Precision, kept: tuple[str, ...]) -> bytes:
         path = self.folder / f"{self.student_id}-{number}.{kind}"
-        write_variant(path, self._weights, CONFIG, kind)
+        write_variant(path, self._weights, CONFIG, kind, kept_bf16=kept)
         return path.read_bytes()
 
     def agent(self, agent_id: str, serving: int | None = None) -> Any:
@@ -347,6 +351,18 @@ async def test_a_comparison_says_what_changed_and_what_it_costs(line: Line) -> N
     assert list(answer.configuration) == ["note: 1 -> 2"]
     assert list(answer.base_card.bits_per_byte) == [1.5]
     assert old["int8"] != new["int8"]
+
+
+async def test_a_comparison_names_the_matrices_that_are_kept_in_bf16(line: Line) -> None:
+    kept = ("model.embed_tokens.weight",)
+    line.release(1)
+    line.release(2, kept=kept)
+    request = release_pb2.CompareReleasesRequest(base="students/faq/releases/1", target="students/faq/releases/2")
+    answer = await ReleaseServiceStub(line.plane.admin("viewer").channel).CompareReleases(request, timeout=60)
+    assert list(answer.configuration) == [f"kept_bf16: not set -> {kept[0]}", "note: 1 -> 2"]
+    found = {change.tensor: change for change in answer.tensors}
+    assert found[kept[0]].changed_share > 0.99, "codes and bfloat16 have nothing in common"
+    assert found.keys() == CONFIG.tensor_shapes().keys()
 
 
 async def test_a_release_differs_in_nothing_from_itself(line: Line) -> None:

@@ -56,6 +56,13 @@ async def test_a_retry_gets_the_same_identity_and_uses_the_token_once(plane: Pla
         assert len(session.scalars(sa.select(Agent)).all()) == 1
 
 
+@pytest.mark.parametrize("new_device", [True, False])
+async def test_the_operators_word_on_a_device_is_kept(plane: Plane, new_device: bool) -> None:
+    answer = await plane.enrolment().Enrol(enrol_request(plane.token(), new_device=new_device))
+    with plane.registry.reading() as session:
+        assert session.get_one(Agent, answer.agent.removeprefix("agents/")).new_device is new_device
+
+
 async def test_a_name_that_is_taken_costs_no_use_of_the_token(plane: Plane) -> None:
     plane.agent("kiosk-7")
     with pytest.raises(EbbflowError) as caught:

@@ -1,5 +1,6 @@
 """From a queued distillation to a published or rejected release, on real parts."""
 
+import dataclasses
 import datetime as dt
 import errno
 import os
@@ -17,11 +18,11 @@ import pytest
 import sqlalchemy as sa
 import tiny_models
 import torch
-from google.protobuf import json_format
+from distillation_world import add_student, job_of, queue, release_of, sha256_of, worker_of
 
-from ebbflow.api.v1 import distillation_pb2, student_pb2
 from ebbflow.cloud.blobs.local import LocalBlobStore
-from ebbflow.cloud.distillation.worker import Stopping, Worker
+from ebbflow.cloud.distillation.endings import Stopping
+from ebbflow.cloud.distillation.worker import Worker
 from ebbflow.cloud.processes.gate import Gate
 from ebbflow.cloud.processes.work import propose
 from ebbflow.cloud.registry import clock, jobs
@@ -48,79 +49,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def worker_of(registry: Registry, blobs: LocalBlobStore, folder: Path, **options: Any) -> Worker:
-    settings: dict[str, Any] = {"lease_s": 30.0, "checkpoint_interval_s": 1000.0, "name": "w", "precision": "float32"}
-    return Worker(registry=registry, blobs=blobs, folder=folder / "work", **{**settings, **options})
-
-
-def add_student(registry: Registry, blobs: LocalBlobStore, teacher: str, **shape: Any) -> str:
-    architecture: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "rope_theta": 500_000.0,
-    }
-    student = Student(
-        id="faq",
-        teacher=teacher,
-        architecture=json_format.MessageToDict(student_pb2.Architecture(**{**architecture, **shape})),
-        corpus_sha256=blobs.put(tiny_models.corpus_lines()).sha256,
-        topics=list(tiny_models.TOPICS),
-        privacy_policy={},
-        selector="",
-        create_time=clock.now(),
-    )
-    with registry.transaction() as session:
-        session.add(student)
-    return student.id
-
-
-def queue(registry: Registry, job_id: str = "one", **fields: Any) -> str:
-    recipe = {
-        "steps": 6,
-        "batch_size": 4,
-        "sequence_length": 24,
-        "learning_rate": 3e-3,
-        "kl_weight": 0.7,
-        **fields.pop("recipe", {}),
-    }
-    values: dict[str, Any] = {"mixture": {}, "base_release": None, "round_id": None, **fields}
-    job = Distillation(
-        id=job_id,
-        student_id="faq",
-        state=DistillationState.QUEUED,
-        recipe=json_format.MessageToDict(distillation_pb2.Recipe(**recipe)),
-        create_time=clock.now(),
-        update_time=clock.now(),
-        **values,
-    )
-    with registry.transaction() as session:
-        session.add(job)
-    return job_id
-
-
-def job_of(registry: Registry, job_id: str = "one") -> Distillation:
-    with registry.reading() as session:
-        return session.get_one(Distillation, job_id)
-
-
-def release_of(registry: Registry, number: int = 1) -> Release:
-    with registry.reading() as session:
-        return session.get_one(Release, ("faq", number))
-
-
 def is_proposed(registry: Registry, number: int) -> bool:
     with registry.reading() as session:
         release = session.get(Release, ("faq", number))
         return release is not None and release.state is ReleaseState.PROPOSED
-
-
-def sha256_of(release: Release, kind: str) -> str:
-    return str(next(file["sha256"] for file in release.targets.values() if file["kind"] == kind))
 
 
 def test_a_queued_distillation_becomes_a_published_release(
@@ -230,6 +162,7 @@ def test_a_corrupt_corpus_fails_with_the_line(
         ({"recipe": {"sequence_length": 65}}, "sequence_length"),
         ({"recipe": {"steps": 0}}, "steps"),
         ({"base_release": 9}, "students/faq/releases/9"),
+        ({"recipe": {"keep_bf16": ["lm_head.*"]}}, "'lm_head.*', which is the name of no matrix"),
     ],
 )
 def test_an_impossible_order_fails_with_the_field(
@@ -511,11 +444,16 @@ def _until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
 
 
 def _published(
-    registry: Registry, blobs: LocalBlobStore, teacher: Path, folder: Path, spoil: Callable[[Release], None]
+    registry: Registry,
+    blobs: LocalBlobStore,
+    teacher: Path,
+    folder: Path,
+    spoil: Callable[[Release], None],
+    **recipe: Any,
 ) -> Release:
     """Distils, spoils what was packed, and lets distiller and gate look at it."""
     add_student(registry, blobs, str(teacher))
-    queue(registry)
+    queue(registry, recipe=recipe)
     worker_of(registry, blobs, folder).run_once()
     with registry.transaction() as session:
         release = session.get_one(Release, ("faq", 1))
@@ -544,6 +482,38 @@ def test_the_gate_turns_down_weights_that_are_not_those_of_the_manifest(
     release = _published(sqlite_registry, blobs, teacher, tmp_path, spoil)
     assert release.state is ReleaseState.REJECTED
     assert "int8" in release.reason
+
+
+def test_the_gate_turns_down_weights_that_keep_other_matrices_than_the_manifest_says(
+    sqlite_registry: Registry, blobs: LocalBlobStore, teacher: Path, tmp_path: Path
+) -> None:
+    def spoil(release: Release) -> None:
+        file = next(file for file in release.targets.values() if file["kind"] == "manifest")
+        manifest = Manifest.from_json(blobs.read(file["sha256"]))
+        blob = blobs.put([dataclasses.replace(manifest, kept_bf16=("model.embed_tokens.weight",)).to_json()])
+        file |= {"sha256": blob.sha256, "size_bytes": blob.size_bytes}
+
+    release = _published(sqlite_registry, blobs, teacher, tmp_path, spoil)
+    assert release.state is ReleaseState.REJECTED
+    assert "bf16 keeps other matrices in bf16 than the manifest says" in release.reason
+
+
+def test_a_release_with_sensitive_matrices_is_published(
+    sqlite_registry: Registry, blobs: LocalBlobStore, teacher: Path, tmp_path: Path
+) -> None:
+    names: list[tuple[str, ...]] = []
+
+    def look(release: Release) -> None:
+        names.append(Manifest.from_json(blobs.read(sha256_of(release, "manifest"))).kept_bf16)
+        blobs.fetch(sha256_of(release, "int4"), tmp_path / "int4")
+        names.append(read_variant(tmp_path / "int4").kept_bf16)
+
+    _published(sqlite_registry, blobs, teacher, tmp_path, look, keep_bf16=["*.1.self_attn.o_proj.*"])
+    with sqlite_registry.transaction() as session:
+        assert publish.publish(session, keys.load(tmp_path / "keys", "online"))
+    release = release_of(sqlite_registry)
+    assert (release.state, release.reason) == (ReleaseState.PUBLISHED, "")
+    assert names == [("model.layers.1.self_attn.o_proj.weight",)] * 2
 
 
 def test_the_gate_turns_down_a_file_that_is_no_artefact(

@@ -68,7 +68,8 @@ def test_the_example_sets_every_variable_that_compose_insists_on() -> None:
 
 def test_only_settings_that_exist_are_set() -> None:
     known = {f"EBBFLOW_{name.upper()}" for name in CloudSettings.model_fields} | {"EBBFLOW_CONTEXT"}
-    known |= {f"EBBFLOW_EDGE_{name.upper()}" for name in [*AgentSettings.model_fields, "token", "cloud", "name"]}
+    enrolling = ["token", "cloud", "name", "new_device"]
+    known |= {f"EBBFLOW_EDGE_{name.upper()}" for name in [*AgentSettings.model_fields, *enrolling]}
     for path in [COMPOSE, COMPOSE.with_name("example.env"), *UNITS, *CONTAINERFILES, *SCRIPTS]:
         assert set(re.findall(r"\bEBBFLOW_[A-Z_]+[A-Z]", path.read_text())) <= known, path
 

@@ -58,6 +58,7 @@ class World:
 def running_agent(place: Path, cloud: Cloud, name: str, token: str) -> Iterator[Device]:
     state = place / name
     enrol = [cloud.bin / "ebbflow-edge", "enrol", "--state", state, "--cloud", cloud.enrolment, "--name", name]
+    enrol.append("--new-device")
     run(enrol, {"EBBFLOW_EDGE_TOKEN": token}, check=True)
     given = {"EBBFLOW_EDGE_HTTP_LISTEN": "127.0.0.1:0", "EBBFLOW_EDGE_GRPC_LISTEN": "127.0.0.1:0"}
     with process([cloud.bin / "ebbflow-edge", "run", "--state", state], given, place / f"{name}.log"):

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,22 +27,27 @@ CUTS = 24
 
 
 def act(
-    folders: list[Path], shim: Path, orders: str, control: Mapping[str, int] = MappingProxyType({}), before: str = ""
+    folders: list[Path],
+    shim: Path,
+    orders: str,
+    control: Mapping[str, int] | Sequence[Mapping[str, int]] = MappingProxyType({}),
+    before: str = "",
 ) -> list[int]:
-    """Carries the same orders out on many new disks; returns how each process ended.
+    """Carries the same orders out on many disks; returns how each process ended.
 
     Args:
-        folders: one for each disk: its files are in `files`.
+        folders: one for each disk: its files are in `files`, where some may be already.
         shim: the compiled shim.
         orders: Python, carried out in `files`.
-        control: fields of the control block.
+        control: fields of the control block, or those of each disk.
         before: Python that runs once and before the disks are there, such as imports.
     """
     disks = [[folder / name for name in ("control", "journal", "files", "shadows")] for folder in folders]
-    for block, _, *made in disks:
+    controls = [control] * len(folders) if isinstance(control, Mapping) else control
+    for (block, _, *made), fields in zip(disks, controls, strict=True):
         for folder in made:
-            folder.mkdir(parents=True)
-        values = [control.get(field, -1 if field == "space" else 0) for field in FIELDS]
+            folder.mkdir(parents=True, exist_ok=True)
+        values = [fields.get(field, -1 if field == "space" else 0) for field in FIELDS]
         block.write_bytes(b"".join(value.to_bytes(8, "little", signed=True) for value in values))
     words = json.dumps([[str(path) for path in disk] for disk in disks])
     environment = environment_of({"LD_PRELOAD": str(shim)})

@@ -156,8 +156,8 @@ def ledgers_agree(world: World) -> None:
         assert all(count == 1 for count in Counter(row[2] for row in own).values()), own
         charged = {(batch, rho) for batch, rho, _ in own}
         assert {(batch, rho) for agent, batch, rho in mirrored if agent == device.machine.name} <= charged
-        spent = rows(device.state / "agent.db", "SELECT SUM(rho_spent_nano) FROM accounts")
-        assert (spent[0][0] or 0) == sum(rho for _, rho, _ in own)
+        waiting = rows(device.state / "agent.db", "SELECT batch_id, round FROM outbox")
+        assert set(waiting) <= {(batch, round_) for batch, _, round_ in own}
 
 
 def cloud_is_sound(world: World) -> None:

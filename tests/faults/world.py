@@ -195,6 +195,7 @@ class World:
 
     def _enrol(self, device: Device, secret: str) -> None:
         given = {"EBBFLOW_EDGE_TOKEN": secret, "EBBFLOW_EDGE_CLOUD": f"127.0.0.1:{self._ports[1]}"}
+        given["EBBFLOW_EDGE_NEW_DEVICE"] = "1"
         device.machine.run(["ebbflow-edge", "enrol", "--state", device.state, "--name", device.machine.name], given)
 
     def _learn(self, number: int) -> None:

@@ -12,6 +12,7 @@ from ebbflow.cli.commands import (
     audit,
     cloud,
     distillations,
+    populations,
     privacy,
     releases,
     rollouts,
@@ -40,6 +41,7 @@ app.add_typer(distillations.app, name="distillation")
 app.add_typer(releases.app, name="release")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(rounds.app, name="round")
+app.add_typer(populations.app, name="population")
 app.add_typer(trust.app, name="trust")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(audit.app, name="audit")

@@ -94,6 +94,7 @@ def word(enum: Any, number: int) -> str:
         "Precision": "PRECISION_",
         "InstallationState": "INSTALLATION_STATE_",
         "OnHalt": "ON_HALT_",
+        "Method": "METHOD_",
     }
     return name.removeprefix(prefix.get(enum.DESCRIPTOR.name, "")).lower()
 

@@ -82,6 +82,7 @@ def _cards(answer: Any, base: Any, target: Any) -> Iterator[list[str]]:
         measured = (card.topic_bits_per_byte.get(topic) for card in (old, new))
         yield [f"topic {printable(topic)}", *_beside(*measured)]
     yield ["feedback epsilon", f"{old.feedback_epsilon:g}", f"{new.feedback_epsilon:g}", ""]
+    yield ["training epsilon", f"{old.training_epsilon:.3g}", f"{new.training_epsilon:.3g}", ""]
 
 
 def _by_precision(what: str, base: Any, old: Iterable[float], target: Any, new: Iterable[float]) -> Iterator[list[str]]:

@@ -112,6 +112,19 @@ def release_of(student: str, text: str) -> str:
     return name
 
 
+def population_name(text: str) -> str:
+    """Returns the name of a generation from "students/faq/populations/3", or shorter "faq/3"; "faq" means the newest.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST if it is none of them.
+    """
+    short = re.fullmatch(r"([a-z0-9-]+)(?:/(\d{1,10}))?", text)
+    name = f"students/{short[1]}/populations/{short[2] or '-'}" if short else text
+    if not name.endswith("/populations/-"):
+        names.parse_population(name)
+    return name
+
+
 def short_release(name: str) -> str:
     """Returns "faq/3" for "students/faq/releases/3", for people."""
     return name.removeprefix("students/").replace("/releases/", "/")

@@ -10,6 +10,7 @@ from ebbflow.api.v1.artefact_pb2_grpc import ArtefactServiceStub
 from ebbflow.api.v1.distillation_pb2_grpc import DistillationServiceStub
 from ebbflow.api.v1.fleet_pb2_grpc import FleetServiceStub
 from ebbflow.api.v1.ledger_pb2_grpc import LedgerServiceStub
+from ebbflow.api.v1.population_pb2_grpc import PopulationServiceStub
 from ebbflow.api.v1.release_pb2_grpc import ReleaseServiceStub
 from ebbflow.api.v1.rollout_pb2_grpc import RolloutServiceStub
 from ebbflow.api.v1.round_pb2_grpc import RoundServiceStub
@@ -34,6 +35,7 @@ class AdminClient:
         rollouts: rollouts.
         fleet: agents, enrolment tokens and admins.
         rounds: rounds.
+        populations: prompts that users vote on.
         ledger: privacy accounts and the audit log.
         artefacts: blobs.
         trust: the signed metadata.
@@ -48,6 +50,7 @@ class AdminClient:
         self.rollouts = RolloutServiceStub(channel)
         self.fleet = FleetServiceStub(channel)
         self.rounds = RoundServiceStub(channel)
+        self.populations = PopulationServiceStub(channel)
         self.ledger = LedgerServiceStub(channel)
         self.artefacts = ArtefactServiceStub(channel)
         self.trust = TrustServiceStub(channel)

@@ -89,6 +89,7 @@ class Reason(Enum):
     RELEASE_NOT_FOUND = Entry(Code.NOT_FOUND, "`ebbflow release list` shows the releases.")
     ROLLOUT_NOT_FOUND = Entry(Code.NOT_FOUND, "`ebbflow rollout list` shows the rollouts.")
     ROUND_NOT_FOUND = Entry(Code.NOT_FOUND, "`ebbflow round list` shows the rounds.")
+    POPULATION_NOT_FOUND = Entry(Code.NOT_FOUND, "`ebbflow population list` shows a student's generations.")
     AGENT_NOT_FOUND = Entry(Code.NOT_FOUND, "`ebbflow agent list` shows the agents.")
     TOKEN_NOT_FOUND = Entry(Code.NOT_FOUND, "`ebbflow token list` shows the tokens.")
     BLOB_NOT_FOUND = Entry(Code.NOT_FOUND, "Upload the file again; if a release needs it, restore the blob store.")
@@ -122,6 +123,18 @@ class Reason(Enum):
         "An owner allows it: `ebbflow student escalation STUDENT --allow`; until then the student answers.",
     )
     BUDGET_EXHAUSTED = Entry(Code.RESOURCE_EXHAUSTED, "The window's budget is spent; the next window renews it.")
+    LIFETIME_EXHAUSTED = Entry(
+        Code.RESOURCE_EXHAUSTED,
+        "The budget of all windows together is spent for good, unless its owner raises the lifetime's epsilon.",
+    )
+    IDENTITY_WAITS = Entry(
+        Code.FAILED_PRECONDITION,
+        "Wait until the device has had its identity for a window, or enrol with `--new-device` if it is new.",
+    )
+    SIGNAL_TOO_WEAK = Entry(
+        Code.FAILED_PRECONDITION,
+        "Ask for votes, or fewer values (rank, modules); or have more agents, or a larger epsilon.",
+    )
     PLAN_UNTRUSTED = Entry(Code.FAILED_PRECONDITION, "The plan's signature does not verify; the agent stays silent.")
     PLAN_INVALID = Entry(Code.FAILED_PRECONDITION, "The agent stays silent. Open a round whose plan is sound.")
     POLICY_TOO_WEAK = Entry(Code.FAILED_PRECONDITION, "Raise the agent's own ceiling in its configuration, or refuse.")

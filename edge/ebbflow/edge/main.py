@@ -2,50 +2,24 @@
 
 import os
 import sys
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ebbflow.common.errors import EbbflowError
-
-
-def _example(*lines: str) -> str:
-    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
-
+from ebbflow.edge.options import Config, Output, State, example
+from ebbflow.edge.privacy import privacy
 
 app = typer.Typer(
     name="ebbflow-edge",
     help="Serves a student on this device and keeps it up to date.",
-    epilog=_example("ebbflow-edge enrol --token ebb1.… --cloud cloud.example:8444", "ebbflow-edge run"),
+    epilog=example("ebbflow-edge enrol --token ebb1.… --cloud cloud.example:8444", "ebbflow-edge run"),
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-privacy = typer.Typer(
-    help="What leaves this device.",
-    epilog=_example("ebbflow-edge privacy show"),
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(privacy, name="privacy")
-
-
-class Output(StrEnum):
-    """Forms of an answer."""
-
-    table = "table"
-    json = "json"
-
-
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Settings in TOML; EBBFLOW_EDGE_* variables win over it.")
-]
-State = Annotated[
-    Path | None, typer.Option("--state", help="State folder; wins over the settings. [default: /var/lib/ebbflow-edge]")
-]
 
 
 def _print_version(wanted: bool) -> None:
@@ -65,7 +39,7 @@ def _root(
     del version
 
 
-@app.command(epilog=_example("ebbflow-edge enrol --token ebb1.… --cloud cloud.example:8444 --label site=berlin"))
+@app.command(epilog=example("ebbflow-edge enrol --token ebb1.… --cloud cloud.example:8444 --label site=berlin"))
 def enrol(
     token: Annotated[
         str | None,
@@ -81,6 +55,14 @@ def enrol(
         ),
     ] = "",
     label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated.")] = None,
+    new_device: Annotated[
+        bool,
+        typer.Option(
+            "--new-device",
+            help="Nobody used this device under another identity: its users need not wait before they report.",
+            envvar="EBBFLOW_EDGE_NEW_DEVICE",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an identity that is there.")] = False,
     if_missing: Annotated[bool, typer.Option("--if-missing", help="Leave an identity that is there as it is.")] = False,
     config: Config = None,
@@ -104,11 +86,11 @@ def enrol(
     if cloud is None:
         raise typer.BadParameter("give host:port, here or in EBBFLOW_EDGE_CLOUD", param_hint="--cloud")
     secret = token.strip() or sys.stdin.readline().strip()
-    wish = Wish(cloud=cloud, token=secret, agent_id=agent_id, labels=labels_of(label or []))
+    wish = Wish(cloud, secret, agent_id, labels_of(label or []), new_device)
     typer.echo(do_enrol(settings.folder, wish, device_profile(settings), force=force))
 
 
-@app.command(epilog=_example("ebbflow-edge run --config /etc/ebbflow/agent.toml"))
+@app.command(epilog=example("ebbflow-edge run --config /etc/ebbflow/agent.toml"))
 def run(config: Config = None, state: State = None) -> None:
     """Serves, and follows the cloud, until SIGTERM; also without the network."""
     import asyncio
@@ -130,7 +112,7 @@ def run(config: Config = None, state: State = None) -> None:
     asyncio.run(runtime.run(settings, ready))
 
 
-@app.command(epilog=_example("ebbflow-edge status -o json"))
+@app.command(epilog=example("ebbflow-edge status -o json"))
 def status(
     output: Annotated[Output, typer.Option("-o", "--output", help="How to print.")] = Output.table,
     agent: Annotated[str, typer.Option(help="host:port of InferenceService; else the state folder's agent.")] = "",
@@ -144,38 +126,6 @@ def status(
     settings = AgentSettings.load(config, state)
     answer = asking.ask(settings, agent)
     typer.echo(asking.as_json(answer) if output is Output.json else asking.as_table(answer))
-
-
-@privacy.command("show", epilog=_example("ebbflow-edge privacy show --state /var/lib/ebbflow-edge"))
-def privacy_show(config: Config = None, state: State = None) -> None:
-    """Says in plain words what leaves this device, what it has cost and what is left."""
-    import datetime as dt
-    from contextlib import closing
-
-    from ebbflow.edge.agent.local import ceiling_of, open_store
-    from ebbflow.edge.agent.settings import AgentSettings
-    from ebbflow.edge.feedback.show import describe
-
-    settings = AgentSettings.load(config, state)
-    with closing(open_store(settings)) as store:
-        typer.echo(describe(store, ceiling_of(settings), dt.datetime.now(dt.UTC)))
-
-
-@app.command(epilog=_example("ebbflow-edge purge --user ada@example.org"))
-def purge(
-    user: Annotated[str, typer.Option(help='The user as the application names them; "" for requests without one.')],
-    config: Config = None,
-    state: State = None,
-) -> None:
-    """Deletes everything that is kept of one user."""
-    from contextlib import closing
-
-    from ebbflow.edge.agent.local import open_store
-    from ebbflow.edge.agent.settings import AgentSettings
-
-    with closing(open_store(AgentSettings.load(config, state))) as store:
-        count = store.purge_user(user or None)
-    typer.echo(f"{count} interactions deleted")
 
 
 def main() -> None:

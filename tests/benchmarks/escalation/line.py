@@ -69,6 +69,8 @@ def _enrol(registry: Registry, authority: Authority) -> Credentials:
         authority_pem=authority.certificate_pem,
         key_pem=key_to_pem(key),
         trust_root=b"",
+        enrol_time=now,
+        new_device=True,
     )
 
 

@@ -298,6 +298,26 @@ async def test_memory_that_the_limit_does_not_allow_is_never_asked_for(
     assert "there is not enough memory" in (loop.status(STUDENT) or pb.Governor()).reason
 
 
+async def test_what_a_release_keeps_in_bf16_is_counted_before_a_precision_is_asked_for(
+    hub: Hub, device: Device, governing: Callable[..., Governing], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    def serve(number: int, keep: str) -> SwitchingEngine:
+        path = tmp_path / f"{number}.int8.safetensors"
+        tiny_students.write_student(path, tokenizer, seed=1, keep=[keep])
+        engine = SwitchingEngine(path)
+        hub.swap(Model(STUDENT, f"{STUDENT}/releases/{number}", engine, tokenizer, frozenset({"int8", "int4"})))
+        return engine
+
+    engine = serve(1, "*")
+    loop = governing(limit_bytes=engine.memory().weights_bytes * 7 // 4)
+    async with Rush(hub):
+        await live(loop, device, 20)
+    assert engine.made == [], "int4 would take as much again"
+    engine = serve(2, "*.o_proj.*")
+    async with Rush(hub):
+        await becomes("int4", engine, loop, device)
+
+
 async def test_what_was_made_ready_for_a_release_that_has_gone_is_given_back(
     hub: Hub, device: Device, governing: Callable[..., Governing], serve: Callable[..., SwitchingEngine]
 ) -> None:

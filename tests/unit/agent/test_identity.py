@@ -59,7 +59,7 @@ async def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_key(
 ) -> None:
     settings, wish = cloud.device(), Wish(cloud.enrolment, cloud.token(uses=1))
 
-    def lose(*_: object) -> None:
+    def lose(*_: object, **__: object) -> None:
         raise EbbflowError(Reason.SERVER_UNAVAILABLE, "cut")
 
     with monkeypatch.context() as cut:
@@ -165,3 +165,32 @@ async def test_an_expired_certificate_is_recovered(cloud: CloudWorld) -> None:
     async with alive(settings) as agent:
         await until(lambda: agent.connected)
     assert files.load().expire_time > now()
+
+
+async def test_what_a_device_was_enrolled_with_survives_renewals(cloud: CloudWorld) -> None:
+    """Its age and the operator's word decide from when on its users report."""
+    before = dt.datetime.now(dt.UTC)
+    settings, used = cloud.device("new"), cloud.device("used")
+    await enrolled(cloud, settings)
+    await try_enrol(used, Wish(cloud.enrolment, cloud.token()))
+    assert not CredentialFiles(used.folder).load().new_device
+    files = CredentialFiles(settings.folder)
+    known = files.load()
+    assert known.new_device
+    assert abs(known.enrol_time - before) < dt.timedelta(hours=1)
+    answer = enrolment_pb2.Credentials(
+        certificate_pem=known.certificate_pem, authority_pem=known.authority_pem, endpoint=known.endpoint
+    )
+    answer.expire_time.FromDatetime(known.expire_time + dt.timedelta(days=1))
+    renewed = files.renewed(answer)
+    assert (renewed.enrol_time, renewed.new_device) == (known.enrol_time, True)
+
+
+async def test_an_identity_of_an_earlier_version_does_not_wait(cloud: CloudWorld) -> None:
+    settings = cloud.device()
+    await enrolled(cloud, settings)
+    facts = settings.folder.identity / "agent.toml"
+    lines = [line for line in facts.read_text().splitlines() if not line.startswith(("enrol_time", "new_device"))]
+    facts.write_text("\n".join(lines))
+    known = CredentialFiles(settings.folder).load()
+    assert (known.enrol_time.year, known.new_device) == (1970, True)

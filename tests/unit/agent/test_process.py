@@ -22,7 +22,8 @@ from ebbflow.edge.main import app
 
 ROOT = Path(__file__).parents[3]
 EDGE = [sys.executable, "-m", "ebbflow.edge.main"]
-COMMANDS = [[], ["enrol"], ["run"], ["status"], ["privacy"], ["privacy", "show"], ["purge"]]
+PRIVACY = ("show", "plans", "consent", "pause", "resume", "purge")
+COMMANDS = [[], ["enrol"], ["run"], ["status"], ["privacy"], *(["privacy", command] for command in PRIVACY)]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -118,7 +119,7 @@ async def test_the_operators_day(cloud: CloudWorld, tmp_path: Path) -> None:
         assert "Cloud: connected" in out
         code, out, _ = await edge("privacy", "show", "--config", path)
         assert (code, "1 interactions of 1 users" in out) == (0, True)
-        code, out, _ = await edge("purge", "--user", "ada", "--config", path)
+        code, out, _ = await edge("privacy", "purge", "--user", "ada", "--config", path)
         assert (code, out) == (0, "1 interactions deleted\n")
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 20) == 0

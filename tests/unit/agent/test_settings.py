@@ -1,12 +1,16 @@
 """Settings: file, environment, and faults that name the field and never the value."""
 
 import datetime as dt
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.edge.agent.local import ceiling_of, open_store
 from ebbflow.edge.agent.settings import AgentSettings
+from ebbflow.edge.feedback.consent import Consent
+from ebbflow.edge.feedback.plans import Ceiling
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +24,10 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "line",
-    ["queued = 0", 'precisions = ["int2"]', "precisions = []", "nonsense = 1", 'grpc_key = "/key.pem"', "delta = 2"],
+    [
+        *("queued = 0", 'precisions = ["int2"]', "precisions = []", "nonsense = 1", 'grpc_key = "/key.pem"'),
+        *("delta = 2", 'consent = "perhaps"', "lifetime_epsilon = -1"),
+    ],
 )
 def test_what_cannot_be_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "agent.toml"
@@ -109,3 +116,27 @@ def test_no_device_escalates_by_itself(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     path.write_text('escalate = ["faq"]\nteacher = "cloud.example:8445"\n')
     assert AgentSettings.load(path).escalate == ("faq",)
+
+
+def test_what_a_device_gives_away_is_what_its_settings_say(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('epsilon = 2\nwindow_days = 60\nlifetime_epsilon = 5\nconsent = "required"\nadapters = true\n')
+    settings = AgentSettings.load(path, tmp_path)
+    assert ceiling_of(settings) == Ceiling(2.0, 1e-6, 60, 5.0, adapters=True)
+    with closing(open_store(settings)) as store:
+        assert store.consent is Consent.REQUIRED
+
+
+def test_a_device_gives_away_no_adapters_and_no_lifetime_is_set_by_itself() -> None:
+    assert ceiling_of(AgentSettings.load(None)) == Ceiling()
+    assert not Ceiling().adapters
+    assert Ceiling().lifetime_nano == 0
+
+
+def test_a_lifetime_below_a_window_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text("epsilon = 4\nlifetime_epsilon = 3\n")
+    with pytest.raises(EbbflowError) as caught:
+        ceiling_of(AgentSettings.load(path))
+    assert caught.value.reason is Reason.CONFIG_INVALID
+    assert "lifetime_epsilon" in str(caught.value)

@@ -1,3 +1,4 @@
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,7 @@ from ebbflow.cloud.registry.tables import (
     Assignment,
     Distillation,
     DistillationState,
-    PrivacyAccount,
     ReleaseState,
-    Student,
 )
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.common.identity.tokens import EnrolmentSecret
@@ -78,9 +77,11 @@ def test_a_broken_corpus_is_refused_with_the_servers_words(run: Run, tmp_path: P
 
 def test_distillations_are_queued_listed_and_cancelled(run: Run, student: str) -> None:
     recipe = ["--steps", "7", "--batch-size", "2", "--mixture", "datetime=3", "--mixture", "json=1"]
+    recipe += ["--keep-bf16", "lm_head.*", "--keep-bf16", "model.layers.0.*"]
     made = run("distillation", "start", "faq", *recipe, "-o", "json")
     assert made.code == 0, made.err
     assert (made.json["student"], made.json["recipe"]["steps"]) == (student, 7)
+    assert made.json["recipe"]["keepBf16"] == ["lm_head.*", "model.layers.0.*"]
     name = made.json["name"].removeprefix("distillations/")
     assert run("distillation", "list", "--student", "faq").out.splitlines()[1].split()[2:4] == ["queued", "0/7"]
     assert run("distillation", "cancel", name).out.splitlines()[1].split()[2] == "cancelled"
@@ -88,6 +89,27 @@ def test_distillations_are_queued_listed_and_cancelled(run: Run, student: str) -
     watched = run("distillation", "watch", name)
     assert watched.code == 5
     assert f"distillations/{name} cancelled" in watched.err
+
+
+def test_private_texts_go_along_with_an_order(run: Run, cloud: Cloud, student: str, tmp_path: Path) -> None:
+    path = tmp_path / "private.jsonl"
+    path.write_text("".join(json.dumps({"topic": "t", "text": f"text {number}"}) + "\n" for number in range(5)))
+    private = ["--private-corpus", str(path), "--private-epsilon", "4", "--private-steps", "3"]
+    refused = run("distillation", "start", "faq", "--steps", "7", *private)
+    assert (refused.code != 0, "--private-corpus-size" in refused.err) == (True, True)
+    private += ["--private-corpus-size", "100", "--private-rank", "2"]
+    made = run("distillation", "start", "faq", "--steps", "7", *private, "-o", "json")
+    assert made.code == 0, made.err
+    assert "has 5 texts, far fewer than --private-corpus-size 100" in made.err
+    training = made.json["privateTraining"]
+    assert (training["epsilon"], training["corpusSize"], training["batchSize"], training["rank"]) == (4.0, 100, 64, 2)
+    assert made.json["privateCorpusSha256"] == ""
+    assert run("distillation", "list").out.splitlines()[1].split()[3] == "0/10", "the steps of both parts"
+    with cloud.registry.reading() as session:
+        (row,) = session.query(Distillation).all()
+    assert b"text 4" in cloud.blobs.read(row.private_corpus_sha256)
+    missing = run("distillation", "start", "faq", *private[2:], "--private-corpus", str(tmp_path / "none"))
+    assert (missing.code != 0, "cannot be read" in missing.err) == (True, True)
 
 
 def test_waiting_for_a_distillation_ends_with_its_end(run: Run, cloud: Cloud, student: str) -> None:
@@ -159,27 +181,6 @@ def test_rounds_are_opened_listed_and_closed(run: Run, cloud: Cloud, student: st
     assert run("round", "close", name.removeprefix("rounds/")).out.splitlines()[1].split()[2] == "closed"
     assert run("round", "show", name, "-o", "json").json["state"] == "STATE_CLOSED"
     assert run("round", "show", "none").code == 4
-
-
-def test_privacy_accounts_are_shown(run: Run, cloud: Cloud, student: str) -> None:
-    enrol(cloud, "kiosk-7")
-    with cloud.registry.transaction() as session:
-        policy = session.get_one(Student, "faq").privacy_policy
-        cap = int(policy["rhoCapNano"])
-        session.add(
-            PrivacyAccount(
-                agent_id="kiosk-7",
-                student_id="faq",
-                window="2026-11-01",
-                rho_cap_nano=cap,
-                rho_spent_nano=cap // 2,
-                delta=1e-6,
-            )
-        )
-    (account,) = run("privacy", "show", "--agent", "kiosk-7", "-o", "json").json
-    assert 0 < account["epsilonSpent"] < 2
-    assert run("privacy", "show").out.splitlines()[1].split()[:3] == ["agents/kiosk-7", "students/faq", "2026-11-01"]
-    assert run("privacy", "show", "--agent", "other", "-o", "json").json == []
 
 
 def test_what_was_done_is_in_the_audit_log(run: Run) -> None:

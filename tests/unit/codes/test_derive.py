@@ -12,19 +12,28 @@ from hypothesis import strategies as st
 from ebbflow.common.codes import artefact
 from ebbflow.common.codes.artefact import read_variant, write_variant
 from ebbflow.common.codes.derive import derive_int4
+from ebbflow.common.codes.kept import choose_kept
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.config import StudentConfig
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 1 << 32), exponent=st.integers(-30, 20), kept=st.booleans())
-def test_the_derived_file_is_the_packed_one_byte_for_byte(tmp_path: Path, seed: int, exponent: int, kept: bool) -> None:
+@given(
+    seed=st.integers(0, 1 << 32),
+    exponent=st.integers(-30, 20),
+    kept=st.booleans(),
+    sensitive=st.sets(st.sampled_from(["model.embed_tokens.*", "*.0.*", "*.1.mlp.down_proj.*", "*.v_proj.*"])),
+)
+def test_the_derived_file_is_the_packed_one_byte_for_byte(
+    tmp_path: Path, seed: int, exponent: int, kept: bool, sensitive: set[str]
+) -> None:
+    names = choose_kept(CONFIG, sorted(sensitive))
     weights = {name: weight * np.float32(2.0**exponent) for name, weight in random_weights(CONFIG, seed).items()}
     write_variant(tmp_path / "before", weights, CONFIG, "int8")
     scales = read_variant(tmp_path / "before") if kept else None
     weights = moved(weights, 0.005 * 2.0**exponent)
-    write_variant(tmp_path / "int8", weights, CONFIG, "int8", scales)
-    write_variant(tmp_path / "int4", weights, CONFIG, "int4", scales)
+    write_variant(tmp_path / "int8", weights, CONFIG, "int8", scales, names)
+    write_variant(tmp_path / "int4", weights, CONFIG, "int4", scales, names)
     derive_int4(tmp_path / "int8", tmp_path / "derived")
     assert (tmp_path / "derived").read_bytes() == (tmp_path / "int4").read_bytes()
 

@@ -1,19 +1,22 @@
 """The twin rounds what engines round, and training feels it."""
 
+import dataclasses
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from code_strategies import WEIGHTS
-from engine_support import SHAPES, assert_same, random_weights, write_artefact
+from engine_support import KEEP, SHAPES, assert_same, random_weights, write_artefact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ebbflow.common.codes import quantise
 from ebbflow.common.codes.artefact import PRECISIONS, KVKind, Precision, read_variant, write_variant
+from ebbflow.common.codes.kept import choose_kept
 from ebbflow.common.codes.twin import (
     build_student,
     load_student,
@@ -77,20 +80,49 @@ def test_training_computes_with_what_would_be_packed(tmp_path: Path, shape: str,
     weights = random_weights(config)
     student = Student.empty(config)
     student.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()}, assign=True)
-    twin = quantisation_aware(student.requires_grad_(True).train(), precision)
+    kept = choose_kept(config, KEEP.get(shape, ()))
+    twin = quantisation_aware(student.requires_grad_(True).train(), precision, kept_bf16=kept)
     tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
     logits = twin(tokens)
     logits.square().mean().backward()
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None, f"{name} is shared and learns"
         assert bool(torch.isfinite(parameter.grad).all())
-    write_variant(tmp_path / "weights", weights, config, precision)
+    write_variant(tmp_path / "weights", weights, config, precision, kept_bf16=kept)
     with torch.no_grad():
         packed = load_student(tmp_path / "weights")(tokens)
     # Norms and biases become bfloat16 when they are packed.
     apart = (logits - packed).detach().abs().max() / packed.std()
     assert float(apart) < 0.2
     assert list(twin.state_dict()) == list(student.state_dict())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_sensitive_matrices_round_as_bf16_does_and_the_others_as_codes_do(tmp_path: Path, tied: bool) -> None:
+    config = dataclasses.replace(SHAPES["sensitive"], tie_word_embeddings=tied)
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    sensitive = head, "model.layers.0.mlp.up_proj.weight"
+    twins = {
+        "bf16": load_student(write_artefact(tmp_path / "bf16", config, "bf16")),
+        "int4": load_student(write_artefact(tmp_path / "int4", config, "int4")),
+        "kept": load_student(write_artefact(tmp_path / "kept", config, "int4", keep=sensitive)),
+    }
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
+
+    def product(what: str, name: str) -> torch.Tensor:
+        twin = twins[what]
+        return twin.logits(x) if name == "head" else cast("torch.Tensor", twin.get_submodule(name)(x))
+
+    layer = "model.layers.0."
+    alike = {"head": "bf16", f"{layer}mlp.up_proj": "bf16", f"{layer}mlp.gate_proj": "bf16"}
+    alike |= {f"{layer}self_attn.q_proj": "int4", "model.layers.1.mlp.up_proj": "int4"}
+    for name, kind in alike.items():
+        found = product("kept", name)
+        assert torch.equal(found, product(kind, name)), name
+        assert not torch.equal(found, product("int4" if kind == "bf16" else "bf16", name)), name
+    rows = {what: twin.model.embed_tokens(torch.arange(9)) for what, twin in twins.items()}
+    assert torch.equal(rows["kept"], rows["bf16" if tied else "int4"])
+    assert not torch.equal(rows["bf16"], rows["int4"])
 
 
 @pytest.mark.parametrize("kv_cache", ["bf16", "int8"])

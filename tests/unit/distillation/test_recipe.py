@@ -20,6 +20,11 @@ def test_zero_stands_for_what_the_contract_says() -> None:
     assert (recipe.sequences, recipe.precision) == (800, "float32")
 
 
+def test_patterns_of_sensitive_matrices_are_read() -> None:
+    assert _read().keep_bf16 == ()
+    assert _read(keep_bf16=["lm_head.*", "model.layers.0.*"]).keep_bf16 == ("lm_head.*", "model.layers.0.*")
+
+
 def test_large_seeds_survive_json() -> None:
     assert _read(seed=2**63 + 1).seed == 2**63 + 1
 
@@ -39,9 +44,12 @@ def test_large_seeds_survive_json() -> None:
         ("kl_weight", float("nan")),
         ("temperature", -1.0),
         ("temperature", 1e9),
+        ("keep_bf16", [""]),
+        ("keep_bf16", ["x" * 201]),
+        ("keep_bf16", ["*"] * 65),
     ],
 )
-def test_an_impossible_value_is_named(field: str, value: float) -> None:
+def test_an_impossible_value_is_named(field: str, value: Any) -> None:
     with pytest.raises(EbbflowError, match=field) as caught:
         _read(**{field: value})
     assert caught.value.reason is Reason.INVALID_REQUEST

@@ -125,14 +125,14 @@ def shapes() -> st.SearchStrategy[Shape]:
 
 @given(
     shape=shapes(),
-    bits=st.sampled_from(BITS),
+    bits=st.sampled_from(BITS) | st.lists(st.sampled_from(BITS), min_size=2, max_size=5).map(tuple),
     kv_bits=st.sampled_from([8, 16]),
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=3),
     threads=st.integers(1, 3),
     data=st.data(),
 )
 def test_ragged_batches_give_the_logits_of_numpy_on_every_instruction_set(
-    shape: Shape, bits: int, kv_bits: int, lengths: list[int], threads: int, data: st.DataObject
+    shape: Shape, bits: int | tuple[int, ...], kv_bits: int, lengths: list[int], threads: int, data: st.DataObject
 ) -> None:
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)

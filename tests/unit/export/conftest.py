@@ -15,7 +15,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def folder(shape: str) -> Path:
         if shape not in made:
             made[shape] = tmp_path_factory.mktemp(shape)
-            world.write(world.make(shape), made[shape])
+            world.write(world.make(shape), made[shape], world.KEEP.get(shape, ()))
         return made[shape]
 
     return folder

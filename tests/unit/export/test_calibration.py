@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx_running import Running
@@ -59,8 +59,12 @@ def test_a_range_holds_zero_exactly_and_reaches_both_ends(one: float, other: flo
 
 
 @given(hnp.arrays(np.float32, (3, 8), elements=st.floats(-1e6, 1e6, width=32)))
+@example(np.full((3, 8), 1e-45, np.float32))
+@example(np.full((3, 8), 190 * 2.0**-149, np.float32))
 def test_weights_are_within_half_a_step(weight_OI: np.ndarray) -> None:
     codes_OI, scales_O = calibration.per_output(weight_OI)
+    assert int(codes_OI.min()) >= -127
+    assert bool((scales_O > 0).all())
     assert np.all(np.abs(codes_OI * scales_O[:, None] - weight_OI) <= scales_O[:, None] * 0.5001)
 
 

@@ -80,6 +80,13 @@ def test_what_cannot_be_coded_is_bfloat16(released: Released, tmp_path: Path) ->
     assert by_kind["Q4_0"] == {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}
 
 
+def test_sensitive_matrices_are_bfloat16_beside_codes(released: Released, tmp_path: Path) -> None:
+    by_kind = kinds(exported(released, "sensitive", "int4", tmp_path))
+    attention = {f"blk.0.attn_{letter}.weight" for letter in "qkv"} | {"blk.0.attn_output.weight"}
+    assert by_kind["BF16"] == attention | {"output.weight", "blk.1.ffn_gate.weight", "blk.1.ffn_up.weight"}
+    assert {"token_embd.weight", "blk.0.ffn_up.weight", "blk.1.attn_q.weight"} < by_kind["Q4_0"]
+
+
 def test_the_shape_is_told_in_the_keys_that_llama_cpp_reads(released: Released, tmp_path: Path) -> None:
     fields = exported(released, "tied", "int4", tmp_path).fields
     found = {name: field.contents() for name, field in fields.items() if name.startswith("ernie4_5.")}

@@ -39,6 +39,15 @@ def test_a_bin_has_a_few_texts_only(blobs: LocalBlobStore) -> None:
     assert len(bin_.texts) == TEXTS_PER_BIN
 
 
+def test_a_bin_shows_all_sides_of_a_topic_in_a_sorted_corpus(blobs: LocalBlobStore) -> None:
+    sides = [("banking", f"{side} {i}", "train") for side in ("loans", "cards", "rates") for i in range(100)]
+    [bin_] = read_bins(blobs, corpus(blobs, *sides), ["banking"])
+    assert len(bin_.texts) == TEXTS_PER_BIN
+    assert min(sum(text.startswith(side) for text in bin_.texts) for side in ("loans", "cards", "rates")) >= 3
+    [again] = read_bins(blobs, corpus(blobs, *reversed(sides)), ["banking"])
+    assert again == bin_, "the order of the corpus plays no part"
+
+
 @pytest.mark.parametrize("count", [0, 257])
 def test_topics_that_no_plan_can_hold_are_refused(blobs: LocalBlobStore, count: int) -> None:
     with pytest.raises(EbbflowError) as caught:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
@@ -168,48 +166,3 @@ def test_threads_cannot_spend_twice(store: FeedbackStore, admitted: Admit, now: 
     assert {error.reason for error in refused} == {Reason.BUDGET_EXHAUSTED}
     [account] = store.accounts()
     assert account.entries == 4
-
-
-def release_within_budget(store: FeedbackStore, plan: AdmittedPlan, at: dt.datetime) -> bytes | None:
-    try:
-        return store.release_batch(plan, [Contribution(0)], sign, at)
-    except EbbflowError as error:
-        if error.reason is not Reason.BUDGET_EXHAUSTED:
-            raise
-        return None
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_no_order_of_events_breaks_the_books(
-    tmp_path_factory: pytest.TempPathFactory, admitted: Admit, now: dt.datetime, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.mktemp("ledger") / "agent.db"
-    store = FeedbackStore(path)
-    seen: dict[str, bytes] = {}
-    try:
-        for _ in range(data.draw(st.integers(1, 14))):
-            event = data.draw(st.sampled_from(["release", "release", "restart", "send"]))
-            at = now + data.draw(st.integers(0, 2)) * 15 * DAY
-            if event == "release":
-                round_id = f"r{data.draw(st.integers(0, 7))}-{at.date()}"
-                student = data.draw(st.sampled_from(["faq", "poetry"]))
-                plan = admitted(round_id=f"{round_id}-{student}", at=at, student=student)
-                sent = release_within_budget(store, plan, at)
-                assert sent is None or seen.setdefault(plan.plan.round, sent) == sent
-            elif event == "send":
-                for waiting in store.pending(at):
-                    store.mark_sent(waiting.batch_id)
-            else:
-                store.close()
-                store = FeedbackStore(path)
-        accounts = store.accounts()
-        assert sum(account.entries for account in accounts) == len(seen)
-        for account in accounts:
-            assert account.rho_spent_nano <= account.rho_cap_nano
-            assert account.rho_spent_nano % account.entries == 0
-        for window in {account.window for account in accounts}:
-            total = sum(account.rho_spent_nano for account in accounts if account.window == window)
-            assert store.device_spent_nano(window) == total <= Ceiling().rho_cap_nano
-    finally:
-        store.close()

@@ -2,14 +2,22 @@
 
 import datetime as dt
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import pytest
+from feedback_world import NOW
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner, Key
 
 from ebbflow.api.v1 import feedback_pb2 as pb
-from ebbflow.cloud.feedback.plans import PlanSigner
+from ebbflow.cloud.feedback.plans import PlanSigner, Timing, make_plan
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.accounting import gaussian_epsilon, rho_nano
 from ebbflow.common.privacy.calibration import complete_policy
+from ebbflow.common.privacy.windows import window_name
 from ebbflow.edge.feedback.plans import AdmittedPlan, Ceiling, admit
 
 Make = Callable[..., pb.RoundPlan]
@@ -101,3 +109,136 @@ def test_the_ceiling_covers_the_policy_of_the_same_epsilon() -> None:
     for epsilon in (0.5, 1.0, 4.0, 8.0):
         policy = complete_policy(pb.PrivacyPolicy(epsilon=epsilon))
         assert policy.rho_cap_nano <= Ceiling(epsilon=epsilon).rho_cap_nano
+
+
+# What its owner signed
+
+
+def with_policy(plan: pb.RoundPlan, signer: CryptoSigner, **changes: object) -> pb.RoundPlan:
+    """A plan whose policy was signed with other words."""
+    document = pb.PolicyDocument.FromString(plan.signed_policy.document)
+    for field, value in changes.items():
+        setattr(document, field, value)
+    plan.signed_policy.CopyFrom(PlanSigner(signer).sign_policy(document))
+    return plan
+
+
+def test_a_plan_says_which_version_of_the_policy_it_obeys(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime
+) -> None:
+    plan = with_policy(make(), signer, version=7, note="after the review")
+    assert admit(PlanSigner(signer).sign(plan), keys, Ceiling(), now).policy_version == 7
+
+
+def test_a_policy_that_nobody_signed_is_untrusted(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime
+) -> None:
+    missing, strange = make(), with_policy(make(), CryptoSigner.generate_ed25519())
+    missing.ClearField("signed_policy")
+    for plan in map(PlanSigner(signer).sign, (missing, strange)):
+        assert reason_of(partial(admit, plan, keys, Ceiling(), now)) is Reason.PLAN_UNTRUSTED
+
+
+@pytest.mark.parametrize("changes", [{"version": 0}, {"student": "students/other"}], ids=str)
+def test_a_policy_for_something_else_is_refused(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime, changes: dict[str, object]
+) -> None:
+    plan = with_policy(make(), signer, **changes)
+    assert reason_of(lambda: admit(PlanSigner(signer).sign(plan), keys, Ceiling(), now)) is Reason.PLAN_INVALID
+
+
+@pytest.mark.parametrize(
+    "field", ["retention_days", "lifetime_rho_cap_nano", "rounds_per_window", "rho_cap_nano"], ids=str
+)
+def test_a_plan_that_says_another_policy_than_was_signed_is_refused(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime, field: str
+) -> None:
+    plan = make()
+    setattr(plan.policy, field, getattr(plan.policy, field) + 1)
+    assert reason_of(lambda: admit(PlanSigner(signer).sign(plan), keys, Ceiling(), now)) is Reason.PLAN_INVALID
+
+
+def adapter_plan(plan: pb.RoundPlan, signer: CryptoSigner) -> pb.RoundPlan:
+    """A sound plan for adapter updates of 8 values."""
+    plan = with_policy(plan, signer)
+    document = pb.PolicyDocument.FromString(plan.signed_policy.document)
+    document.policy.allow_adapters = plan.policy.allow_adapters = True
+    plan.signed_policy.CopyFrom(PlanSigner(signer).sign_policy(document))
+    adapter = pb.AdapterPlan(release=1, rank=1, modules=["q_proj"], dimension=8, clip_norm=1.0, scale=16, steps=1)
+    adapter.batch_size, adapter.sequence_length, adapter.learning_rate, adapter.users_per_agent = 1, 8, 0.1, 1
+    timing = Timing(NOW, dt.timedelta(days=1), dt.timedelta(days=7))
+    return make_plan("r1", "faq", plan.signed_policy, [], timing, adapter=adapter)
+
+
+def test_adapter_updates_are_declined_unless_the_device_allows_them(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime
+) -> None:
+    signed = PlanSigner(signer).sign(adapter_plan(make(), signer))
+    assert reason_of(lambda: admit(signed, keys, Ceiling(), now)) is Reason.POLICY_TOO_WEAK
+    assert admit(signed, keys, Ceiling(adapters=True), now).plan.adapter.dimension == 8
+
+
+# A cloud that holds the keys and lies
+
+LIES = st.fixed_dictionaries(
+    {"honest_cost": st.booleans()},
+    optional={
+        "sigma_squared_numerator": st.integers(0, 2000),
+        "sigma_squared_denominator": st.integers(0, 40),
+        "sensitivity_squared": st.integers(0, 20),
+        "rho_nano": st.integers(0, 10**9),
+        "epsilon": st.floats(0.5, 4.5) | st.sampled_from([0.0, float("nan"), 64.0]),
+        "delta": st.sampled_from([0.0, 1e-9, 1e-7, 1e-6, 1e-5, 0.5]),
+        "rounds_per_window": st.integers(0, 12),
+        "window_days": st.sampled_from([0, 29, 30, 31, 366]),
+        "rho_cap_nano": st.integers(0, 10**9),
+        "cap": st.integers(0, 5),
+    },
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example({"sigma_squared_numerator": 1, "honest_cost": True})
+@example({"honest_cost": False, "cap": 3})
+@example({"honest_cost": True, "rounds_per_window": 1})
+@example({"honest_cost": True, "rounds_per_window": 5})
+@given(LIES)
+def test_whatever_is_signed_a_window_costs_no_more_than_the_ceiling(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime, lies: dict[str, Any]
+) -> None:
+    """The costs are computed anew here, from the variance alone."""
+    plan = lying(make(), signer, dict(lies))
+    try:
+        admitted = admit(PlanSigner(signer).sign(plan), keys, Ceiling(), now)
+    except EbbflowError:
+        return
+    mechanism, policy = admitted.plan.mechanism, admitted.plan.policy
+    variance = Fraction(mechanism.sigma_squared_numerator, mechanism.sigma_squared_denominator)
+    change = 1 + sum(metric.cap**2 for metric in admitted.plan.metrics)
+    true_rho = Fraction(change) / (2 * variance)
+    assert mechanism.rho_nano >= true_rho * 10**9
+    assert gaussian_epsilon(float(true_rho) * policy.rounds_per_window, 1e-6) <= 4.0 + 1e-6
+    assert policy.window_days >= 30
+    assert admitted.device_cap_nano == Ceiling().rho_cap_nano
+
+
+def lying(plan: pb.RoundPlan, signer: CryptoSigner, lies: dict[str, Any]) -> pb.RoundPlan:
+    """A plan with these words; an honest cost fits them, so that what is left to find is the claim."""
+    honest, cap = lies.pop("honest_cost"), lies.pop("cap", 0)
+    for field, value in lies.items():
+        message = plan.mechanism if field in pb.Mechanism.DESCRIPTOR.fields_by_name else plan.policy
+        setattr(message, field, value)
+    if cap:
+        plan.metrics.add(kind=pb.Metric.KIND_ACCEPTED, cap=cap)
+    mechanism = plan.mechanism
+    if honest and mechanism.sigma_squared_numerator and mechanism.sigma_squared_denominator:
+        variance = Fraction(mechanism.sigma_squared_numerator, mechanism.sigma_squared_denominator)
+        mechanism.sensitivity_squared = 1 + cap * cap
+        mechanism.rho_nano = rho_nano(variance, 1 + cap * cap)
+        plan.policy.rho_cap_nano = lies.get("rho_cap_nano", mechanism.rho_nano * plan.policy.rounds_per_window)
+    if plan.policy.window_days:
+        plan.window = window_name(plan.end_time.ToDatetime(dt.UTC), plan.policy.window_days)
+    document = pb.PolicyDocument.FromString(plan.signed_policy.document)
+    document.policy.CopyFrom(plan.policy)
+    plan.signed_policy.CopyFrom(PlanSigner(signer).sign_policy(document))
+    return plan

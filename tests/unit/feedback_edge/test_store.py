@@ -90,6 +90,28 @@ def test_a_damaged_key_file_is_named(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.FILE_CORRUPT
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_users_do_not_become_others_when_their_key_is_lost(tmp_path: Path, now: dt.datetime, *, lost: bool) -> None:
+    """Otherwise each would vote twice, under the old hash and under the new one."""
+    store = FeedbackStore(tmp_path / "agent.db")
+    ask(store, "anna", "files", now)
+    store.close()
+    if lost:
+        (tmp_path / "users.key").unlink()
+    else:
+        (tmp_path / "users.key").write_bytes(b"k" * 32)
+    for _ in range(2):
+        with pytest.raises(EbbflowError) as caught:
+            FeedbackStore(tmp_path / "agent.db")
+        assert caught.value.reason is Reason.FILE_CORRUPT
+        assert "users.key" in str(caught.value)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    store = FeedbackStore(tmp_path / "agent.db")
+    assert store.count() == (0, 0)
+    store.close()
+
+
 def test_every_file_is_readable_by_its_owner_only(tmp_path: Path, now: dt.datetime) -> None:
     before = os.umask(0)
     try:

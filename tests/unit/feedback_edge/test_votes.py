@@ -76,6 +76,28 @@ def test_metrics_count_the_users_whole_window() -> None:
     assert contribution.metrics == (3, 1)
 
 
+def test_a_user_is_near_where_the_vote_reaches_the_plans_cosine() -> None:
+    texts = ["files", "files and some dates", "nothing of the kind"]
+    nearest = [votes.Bins(BINS, embed).find(text) for text in texts]
+    cosines = [each.cosine for each in nearest if each]
+    assert 1 >= cosines[0] > cosines[1] > cosines[2]
+    metrics = [pb.Metric(kind=pb.Metric.KIND_FAILED, cap=1), pb.Metric(kind=pb.Metric.KIND_NEAR, cap=1)]
+    plan = pb.RoundPlan(bins=BINS, metrics=metrics, near_micro=int((cosines[0] + cosines[1]) / 2 * 1_000_000))
+    users = {text.encode(): [Interaction(text, text.encode())] * 3 for text in texts}
+    found = votes.contributions_of(plan, users, prompts_of, embed)
+    assert [contribution.metrics for contribution in found] == [(0, 1), (0, 0), (0, 0)]
+
+
+def test_a_text_that_says_nothing_has_no_vote() -> None:
+    def silent(texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        return np.array(
+            [[0.0] * 3 if text == "silence" else row for text, row in zip(texts, embed(texts), strict=True)]
+        )
+
+    users = {b"a": [Interaction("silence", b"a")], b"b": [Interaction("dates", b"b")]}
+    assert votes.contributions_of(pb.RoundPlan(bins=BINS), users, prompts_of, silent) == [Contribution(1)]
+
+
 def test_the_vote_is_picked_uniformly() -> None:
     interactions = [Interaction(str(i), b"a") for i in range(4)]
     picked = Counter(votes.pick_one(interactions).id for _ in range(4000))

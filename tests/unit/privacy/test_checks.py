@@ -4,7 +4,10 @@ import hashlib
 import uuid
 from collections.abc import Callable
 
+import adapter_world
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
@@ -47,6 +50,7 @@ BROKEN: dict[str, tuple[Callable[[pb.FeedbackBatch], object], Refusal]] = {
     "sensitivity": (lambda batch: setattr(batch.mechanism, "sensitivity_squared", 1), Refusal.MECHANISM_MISMATCH),
     "cost": (lambda batch: setattr(batch.mechanism, "rho_nano", 1), Refusal.MECHANISM_MISMATCH),
     "sampler": (lambda batch: setattr(batch, "sampler", "numpy"), Refusal.SAMPLER),
+    "a release in a round of votes": (lambda batch: setattr(batch, "base_release", 1), Refusal.BASE_RELEASE),
     "too long": (lambda batch: batch.noisy.append(0), Refusal.LENGTH),
     "empty": (lambda batch: batch.ClearField("noisy"), Refusal.LENGTH),
     "too large": (lambda batch: batch.noisy.__setitem__(0, 10**6), Refusal.VALUE_RANGE),
@@ -102,3 +106,39 @@ def test_raw_data_smuggled_beside_the_schema_is_refused(batch: pb.FeedbackBatch)
 def test_an_id_that_is_no_uuid_is_refused(batch: pb.FeedbackBatch, batch_id: str) -> None:
     batch.batch_id = batch_id
     assert refusal_of(lambda: parse_batch(batch.SerializeToString(deterministic=True))) == Refusal.BATCH_ID
+
+
+@pytest.mark.parametrize(("release", "taken"), [(0, True), (4, True), (3, True), (2, False), (5, False)])
+def test_updates_to_releases_that_the_plan_does_not_take_are_refused(release: int, taken: bool) -> None:
+    adapter = adapter_world.adapter_plan(adapter_world.config(), release=4, max_staleness=1)
+    plan = adapter_world.round_plan(adapter)
+    batch = pb.FeedbackBatch(
+        batch_id=str(uuid.uuid4()),
+        plan_sha256=digest(plan),
+        mechanism=plan.mechanism,
+        noisy=DiscreteGaussian(variance_of(plan.mechanism)).sample(adapter.dimension + 256),
+        sampler=SAMPLER,
+        base_release=release,
+    )
+    parsed = parse_batch(batch.SerializeToString(deterministic=True))
+    if taken:
+        check_batch(plan, digest(plan), parsed)
+    else:
+        assert refusal_of(lambda: check_batch(plan, digest(plan), parsed)) == Refusal.BASE_RELEASE
+
+
+def test_the_largest_update_is_read() -> None:
+    batch = pb.FeedbackBatch(batch_id=str(uuid.uuid4()), noisy=[-14_000] * (65_536 + 1024), sampler=SAMPLER)
+    data = batch.SerializeToString(deterministic=True)
+    assert len(parse_batch(data).noisy) == 66_560
+    assert len(data) < MAX_BATCH_BYTES
+
+
+@given(st.binary(max_size=300))
+def test_no_bytes_whatever_are_read_as_more_than_their_schema(data: bytes) -> None:
+    try:
+        batch = parse_batch(data)
+    except EbbflowError as error:
+        assert error.metadata["why"] in {Refusal.MALFORMED, Refusal.UNKNOWN_FIELDS, Refusal.BATCH_ID}  # noqa: PT017
+    else:
+        assert batch.SerializeToString(deterministic=True) == data

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import adapter_world
 import pytest
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -58,6 +59,13 @@ BROKEN: dict[str, tuple[Callable[[pb.RoundPlan], object], str]] = {
     "epsilon understated": (lambda plan: setattr(plan.policy, "epsilon", 3.9), "epsilon"),
     "delta understated": (lambda plan: setattr(plan.policy, "delta", 1e-7), "epsilon"),
     "more rounds than the cap": (lambda plan: setattr(plan.policy, "rounds_per_window", 5), "rho_cap"),
+    "too many null bins": (lambda plan: setattr(plan, "null_bins", 1025), "null_bins"),
+    "a measure that nobody knows": (lambda plan: setattr(plan, "measure", 7), "measure"),
+    "nearness without a limit": (lambda plan: plan.metrics.add(kind=pb.Metric.KIND_NEAR, cap=1), "near"),
+    "nearness counted twice": (lambda plan: plan.metrics.add(kind=pb.Metric.KIND_NEAR, cap=2), "metrics"),
+    "a metric that nobody knows": (lambda plan: plan.metrics.add(kind=9, cap=1), "metrics"),
+    "kept for ever": (lambda plan: setattr(plan.policy, "retention_days", 10**6), "policy"),
+    "an adapter beside the votes": (lambda plan: plan.adapter.MergeFrom(pb.AdapterPlan(release=1)), "bins"),
     "a cap beyond epsilon": (lambda plan: setattr(plan.policy, "rho_cap_nano", 500_000_000), "epsilon"),
 }
 
@@ -83,3 +91,47 @@ def test_names_are_checked(plan: pb.RoundPlan) -> None:
     with pytest.raises(EbbflowError) as caught:
         check_plan(plan)
     assert caught.value.reason is Reason.INVALID_REQUEST
+
+
+@pytest.fixture
+def adapter_round() -> pb.RoundPlan:
+    return adapter_world.round_plan(adapter_world.adapter_plan(adapter_world.config()))
+
+
+def test_a_round_of_adapter_updates_is_sound_too(adapter_round: pb.RoundPlan) -> None:
+    check_plan(adapter_round)
+    assert (
+        adapter_round.mechanism.rho_nano * adapter_round.policy.rounds_per_window <= adapter_round.policy.rho_cap_nano
+    )
+
+
+def understate_scale(plan: pb.RoundPlan) -> None:
+    plan.adapter.scale = plan.adapter.scale * 5 // 4
+
+
+def restate_sensitivity(plan: pb.RoundPlan) -> None:
+    """A clip a quarter larger under the same noise, and a cost that admits it."""
+    understate_scale(plan)
+    plan.mechanism.sensitivity_squared = plan.adapter.scale**2
+    restate_cost(plan)
+
+
+BROKEN_ADAPTERS: dict[str, tuple[Callable[[pb.RoundPlan], object], str]] = {
+    "not allowed by the policy": (lambda plan: setattr(plan.policy, "allow_adapters", False), "adapters"),
+    "sensitivity understated": (understate_scale, "sensitivity"),
+    "a cost beyond the cap": (restate_sensitivity, "rho_cap"),
+    "half the noise": (halve_sigma, "rho"),
+    "bins too": (lambda plan: plan.bins.add(bin_id="a", texts=["b"]), "bins"),
+    "metrics too": (lambda plan: plan.metrics.add(kind=pb.Metric.KIND_FAILED, cap=1), "bins"),
+    "too few null bins": (lambda plan: setattr(plan, "null_bins", 64), "null_bins"),
+    "no values": (lambda plan: setattr(plan.adapter, "dimension", 0), "dimension"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ADAPTERS)
+def test_a_broken_plan_of_adapters_is_refused(adapter_round: pb.RoundPlan, name: str) -> None:
+    break_, why = BROKEN_ADAPTERS[name]
+    break_(adapter_round)
+    with pytest.raises(EbbflowError) as caught:
+        check_plan(adapter_round)
+    assert (caught.value.reason, caught.value.metadata["why"]) == (Reason.PLAN_INVALID, why)

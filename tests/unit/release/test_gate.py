@@ -5,6 +5,7 @@ import pytest
 
 from ebbflow.cloud.distillation.corpus import Text
 from ebbflow.cloud.release.gate import MOST_TEXTS_PER_TOPIC, Limits, Measurement, gate_texts, objection
+from ebbflow.cloud.release.lineage import Costs
 
 GOOD = Measurement(
     bits_per_byte={"bf16": 2.0, "int8": 2.01, "int4": 2.2},
@@ -38,10 +39,11 @@ def test_each_fault_is_named(change: dict[str, object], base: float | None, word
 
 def test_the_card_keeps_the_order_of_the_variants_and_holds_finite_numbers_only() -> None:
     spoilt = dataclasses.replace(GOOD, bits_per_byte={"bf16": 2.0, "int8": math.nan, "int4": math.inf})
-    card = spoilt.card(4.0)
+    card = spoilt.card(Costs(4.0, 8.0, 1e-6))
     assert card["bitsPerByte"] == [2.0, 0.0, 0.0]
     assert card["probeLoss"] == [3.0, 3.0, 3.1]
     assert (card["topicBitsPerByte"], card["feedbackEpsilon"]) == ({"sea": 2.0}, 4.0)
+    assert (card["trainingEpsilon"], card["trainingDelta"]) == (8.0, 1e-6)
 
 
 def test_the_texts_that_are_measured_do_not_grow_with_the_corpus() -> None:

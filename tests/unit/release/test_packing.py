@@ -10,6 +10,7 @@ from ebbflow.cloud.blobs.local import LocalBlobStore
 from ebbflow.cloud.release.packing import PackedWeights, number_files, pack_weights
 from ebbflow.common.codes import delta, derive
 from ebbflow.common.codes.artefact import PRECISIONS, Variant, read_variant
+from ebbflow.common.codes.kept import choose_kept
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.model import Student
@@ -27,6 +28,7 @@ CONFIG = StudentConfig(
     head_dim=8,
     max_position_embeddings=64,
 )
+GATED, KEPT = "model.layers.0.mlp", ("gate", "up")
 PROBE = [[1, 20, 30, 40], [1, 50, 60]]
 
 
@@ -53,6 +55,36 @@ def test_what_is_packed_is_what_a_device_measures(blobs: LocalBlobStore, tmp_pat
         assert measured == pytest.approx(variant.probe_loss, abs=1e-4)
     bf16, int8, int4 = (manifest.variants[precision].size_bytes for precision in PRECISIONS)
     assert bf16 > int8 > int4
+
+
+def test_sensitive_matrices_stay_bf16_in_every_file_and_the_manifest_names_them(
+    blobs: LocalBlobStore, tmp_path: Path
+) -> None:
+    student = Student.random(CONFIG, 1, std=0.3)
+    kept = choose_kept(CONFIG, ["model.embed_tokens.*", "*.0.mlp.up_proj.*"])
+    before = pack_weights(student, tiny_models.tokenizer().to_bytes(), blobs, PROBE, tmp_path)
+    neighbour = before.variants["int8"].sha256
+    packed = pack_weights(student, tiny_models.tokenizer().to_bytes(), blobs, PROBE, tmp_path, neighbour, kept)
+    targets = number_files(packed, blobs, "faq", 7)
+    manifest = Manifest.from_json(blobs.read(targets["student/faq/7.manifest.json"]["sha256"]))
+    assert manifest.kept_bf16 == kept == ("model.embed_tokens.weight", *(f"{GATED}.{x}_proj.weight" for x in KEPT))
+    variants = {}
+    for precision, variant in manifest.variants.items():
+        path = tmp_path / precision
+        blobs.fetch(targets[variant.target]["sha256"], path)
+        variants[precision] = read_variant(path)
+        assert variants[precision].kept_bf16 == kept
+        engine = load_engine(path, threads=1)
+        measured = manifest.probe.mean([sequence_loss(engine, ids) for ids in manifest.probe.token_ids])
+        assert measured == pytest.approx(variant.probe_loss, abs=1e-4)
+    for name in kept:
+        for precision in PRECISIONS:
+            np.testing.assert_array_equal(variants[precision].tensors[name], variants["bf16"].tensors[name])
+    derive.derive_int4(tmp_path / "int8", tmp_path / "derived")
+    assert (tmp_path / "derived").read_bytes() == (tmp_path / "int4").read_bytes()
+    # A release that keeps nothing takes over the scales that this one has, and makes the others anew.
+    after = pack_weights(student, b"{}", blobs, PROBE, tmp_path, packed.variants["int8"].sha256)
+    assert after.variants == before.variants
 
 
 def test_packing_twice_gives_the_same_files(blobs: LocalBlobStore, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "chat/completions": {"model": "faq", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2},
     "embeddings": {"model": "faq", "input": "a"},
     "feedback": {"id": "x", "outcome": "accepted"},
+    "feedback/consent": {"user": "ada", "allowed": True},
 }
 
 

@@ -1,5 +1,6 @@
 """The manifest's encoding: one form, every rule checked, no crash on any bytes."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -36,7 +37,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
     sequences = st.lists(st.integers(0, 2**31 - 1), min_size=2, max_size=5).map(tuple)
     token_ids = tuple(draw(st.lists(sequences, min_size=1, max_size=3)))
     probe = Probe(token_ids, draw(st.floats(1e-6, 10)))
-    return Manifest(student, release, draw(st.dictionaries(st.text(), json_values, max_size=3)), variants, probe)
+    config = draw(st.dictionaries(st.text(), json_values, max_size=3))
+    kept = tuple(sorted(draw(st.sets(st.text(max_size=9), max_size=3))))
+    return Manifest(student, release, config, variants, probe, kept)
 
 
 def an_example() -> Manifest:
@@ -111,12 +114,25 @@ def changed(path: str, value: Any) -> bytes:
         ("probe/token_ids", [[1, 2.0]]),
         ("probe/token_ids", [[1, 2]] * (1 << 16)),
         ("extra", 1),
+        ("kept_bf16", []),
+        ("kept_bf16", ["b", "a"]),
+        ("kept_bf16", ["a", "a"]),
+        ("kept_bf16", [1]),
+        ("kept_bf16", "lm_head.weight"),
     ],
 )
 def test_every_rule_is_checked(path: str, value: Any) -> None:
     with pytest.raises(EbbflowError) as caught:
         Manifest.from_json(changed(path, value))
     assert caught.value.reason is Reason.FILE_CORRUPT
+
+
+def test_a_manifest_names_sensitive_matrices_only_if_there_are_any() -> None:
+    assert b"kept_bf16" not in an_example().to_json()
+    named = dataclasses.replace(an_example(), kept_bf16=("lm_head.weight",))
+    assert b'"kept_bf16":["lm_head.weight"]' in named.to_json()
+    with pytest.raises(EbbflowError):
+        dataclasses.replace(an_example(), kept_bf16=("b", "a")).to_json()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ebbflow.cli import values
+from ebbflow.cli import private_options, values
 from ebbflow.cli.commands import releases
 from ebbflow.cli.options import Limit, Output, connect, example, group, request_id
 from ebbflow.cli.output import Column, Format, print_list, print_one, say, when, word
@@ -28,11 +28,15 @@ def _state(distillation: Any) -> str:
     return word(Distillation.State, distillation.state)
 
 
+def _steps(distillation: Any) -> int:
+    return int(distillation.recipe.steps + distillation.private_training.steps)
+
+
 COLUMNS: list[Column] = [
     ("NAME", lambda distillation: distillation.name),
     ("STUDENT", lambda distillation: distillation.student),
     ("STATE", _state),
-    ("STEP", lambda distillation: f"{distillation.step}/{distillation.recipe.steps}"),
+    ("STEP", lambda distillation: f"{distillation.step}/{_steps(distillation)}"),
     ("LOSS", lambda distillation: f"{distillation.loss:.4f}"),
     ("ROUND", lambda distillation: distillation.round),
     ("RELEASE", lambda distillation: distillation.release),
@@ -44,12 +48,14 @@ COLUMNS: list[Column] = [
     epilog=example(
         "ebbflow distillation start faq --steps 2000 --batch-size 32 --wait",
         "ebbflow distillation start faq --steps 500 --base-release faq/1 --round 5c1e",
+        "ebbflow distillation start faq --steps 0 --base-release faq/2 --private-corpus tickets.jsonl \\",
+        "    --private-epsilon 4 --private-corpus-size 5000 --private-steps 300",
     )
 )
 def start(
     context: typer.Context,
     student: Annotated[str, typer.Argument(help='Such as "faq".')],
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences of one step.")] = 16,
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of one sequence.")] = 256,
     gradient_accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of one step.")] = 1,
@@ -61,6 +67,23 @@ def start(
     base_release: Annotated[str, typer.Option(help='Release to begin from, such as "faq/1".')] = "",
     round_: Annotated[str, typer.Option("--round", help="Round whose feedback gives the mixture.")] = "",
     mixture: Annotated[list[str] | None, typer.Option(help="topic=share; repeatable; overrides --round.")] = None,
+    keep_bf16: Annotated[
+        list[str] | None,
+        typer.Option(help='Matrices that no precision codes, such as "model.layers.0.*"; repeatable.'),
+    ] = None,
+    population: Annotated[int, typer.Option(min=0, help="Generation whose prompts join the texts.")] = 0,
+    population_share: Annotated[float, typer.Option(min=0, max=1, help="Of the tokens; 0 means 0.25.")] = 0.0,
+    adapter_round: Annotated[str, typer.Option(help="Round whose average change is added to its release first.")] = "",
+    private_corpus: private_options.Corpus = None,
+    private_epsilon: private_options.Epsilon = 0.0,
+    private_delta: private_options.Delta = 0.0,
+    private_steps: private_options.Steps = 0,
+    private_batch_size: private_options.BatchSize = 64,
+    private_corpus_size: private_options.CorpusSize = 0,
+    private_clip_norm: private_options.ClipNorm = 0.0,
+    private_learning_rate: private_options.LearningRate = 1e-3,
+    private_sequence_length: private_options.SequenceLength = 0,
+    private_rank: private_options.Rank = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Watch until the gate has decided on what it made.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -68,28 +91,13 @@ def start(
 
     With --wait the exit code is 5 if the distillation fails or the gate turns its release down.
     """
-    from ebbflow.api.v1.distillation_pb2 import CreateDistillationRequest, Distillation, Recipe
+    from ebbflow.api.v1.distillation_pb2 import CreateDistillationRequest
 
-    recipe = Recipe(
-        steps=steps,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        gradient_accumulation=gradient_accumulation,
-        learning_rate=learning_rate,
-        warmup_steps=warmup_steps,
-        kl_weight=kl_weight,
-        temperature=temperature,
-        seed=seed,
-    )
-    distillation = Distillation(
-        student=values.full_name("students", student),
-        recipe=recipe,
-        base_release=values.release_name(base_release) if base_release else "",
-        round=values.full_name("rounds", round_) if round_ else "",
-        mixture=values.shares(mixture or []),
-    )
-    request = CreateDistillationRequest(distillation=distillation, request_id=request_id())
+    distillation = _order(context.params)
+    private = private_options.PrivateOptions.of(context.params)
     with connect(context) as client:
+        private.add_to(distillation, client)
+        request = CreateDistillationRequest(distillation=distillation, request_id=request_id())
         made = client.distillations.CreateDistillation(request).distillation
         if wait:
             made = _follow(client, made.name)
@@ -97,6 +105,23 @@ def start(
         if wait:
             _check(made)
             check(releases.await_gate(client, made.release))
+
+
+def _order(said: dict[str, Any]) -> Any:
+    """What the options of `start` ask for, private texts aside."""
+    from ebbflow.api.v1.distillation_pb2 import Distillation, Recipe
+
+    recipe = {field: said[field] for field in Recipe.DESCRIPTOR.fields_by_name}
+    return Distillation(
+        student=values.full_name("students", said["student"]),
+        recipe=Recipe(**{**recipe, "keep_bf16": said["keep_bf16"] or []}),
+        base_release=values.release_name(said["base_release"]) if said["base_release"] else "",
+        round=values.full_name("rounds", said["round_"]) if said["round_"] else "",
+        mixture=values.shares(said["mixture"] or []),
+        population=said["population"],
+        population_share=said["population_share"],
+        adapter_round=values.full_name("rounds", said["adapter_round"]) if said["adapter_round"] else "",
+    )
 
 
 @app.command(epilog=example("ebbflow distillation watch 6f0a"))
@@ -154,7 +179,7 @@ def reading(distillation: Any, now: dt.datetime) -> Reading:
     if distillation.HasField("eta_time") and _state(distillation) == "running":
         left = distillation.eta_time.ToDatetime(dt.UTC) - now
         notes.append(f"{remaining(left.total_seconds())} left")
-    return Reading(_state(distillation), distillation.step, distillation.recipe.steps, ", ".join(notes))
+    return Reading(_state(distillation), distillation.step, _steps(distillation), ", ".join(notes))
 
 
 def _follow(client: "AdminClient", name: str) -> Any:

@@ -38,6 +38,7 @@ COLUMNS: list[Column] = [
     ("STATE", state_of),
     ("BITS PER BYTE", _bits),
     ("FEEDBACK EPSILON", lambda release: f"{release.card.feedback_epsilon:g}"),
+    ("TRAINING EPSILON", lambda release: f"{release.card.training_epsilon:.3g}"),
     ("CREATED (UTC)", lambda release: when(release.create_time)),
     ("REASON", lambda release: release.reason),
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ebbflow.cli import values
-from ebbflow.cli.commands import student_escalation, student_policy
+from ebbflow.cli.commands import privacy_policy, student_escalation, student_policy
 from ebbflow.cli.options import Limit, Output, connect, example, group, request_id
 from ebbflow.cli.output import Column, Format, print_list, print_one, say, when
 from ebbflow.common.errors import EbbflowError, Reason
@@ -60,6 +60,7 @@ def create(
     """Creates a student and uploads its corpus."""
     from ebbflow.api.v1.feedback_pb2 import PrivacyPolicy
     from ebbflow.api.v1.student_pb2 import Architecture, CreateStudentRequest, Student
+    from ebbflow.common.privacy.calibration import complete_policy
 
     options = {
         "hidden_size": hidden_size,
@@ -75,6 +76,8 @@ def create(
     }
     shape = Architecture(**values.architecture(_text(architecture), options))
     policy = PrivacyPolicy(epsilon=epsilon, delta=delta, window_days=window_days, rounds_per_window=rounds_per_window)
+    for line in privacy_policy.spending(complete_policy(policy)):
+        say(line)
     student = Student(teacher=teacher, architecture=shape, privacy_policy=policy, selector=selector)
     with connect(context) as client:
         stored = client.upload(corpus)

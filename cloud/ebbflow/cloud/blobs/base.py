@@ -127,6 +127,10 @@ class BlobStore(Protocol):
         """Whether the file is there."""
         ...
 
+    def delete(self, sha256: str) -> None:
+        """Removes a file that nothing names any more. One that is not there is no error."""
+        ...
+
 
 def checked(chunks: Iterable[bytes], sha256: str | None, where: str) -> Iterator[bytes]:
     """Passes chunks on and, unless `sha256` is None, checks the hash of them all at the end.

@@ -80,6 +80,11 @@ class LocalBlobStore:
         """See `BlobStore.has`."""
         return bool(SHA256.fullmatch(sha256)) and self._path(sha256).is_file()
 
+    def delete(self, sha256: str) -> None:
+        """See `BlobStore.delete`."""
+        if self.has(sha256):
+            self._path(sha256).unlink(missing_ok=True)
+
     def _path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256
 

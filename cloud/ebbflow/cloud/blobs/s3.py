@@ -113,6 +113,11 @@ class S3BlobStore:
         except EbbflowError:
             return False
 
+    def delete(self, sha256: str) -> None:
+        """See `BlobStore.delete`."""
+        if SHA256.fullmatch(sha256):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(sha256))
+
     def _key(self, sha256: str) -> str:
         return f"{self.prefix}{sha256[:2]}/{sha256}"
 

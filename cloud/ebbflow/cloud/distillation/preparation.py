@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from google.protobuf import json_format
@@ -14,19 +15,27 @@ from sqlalchemy.orm import Session
 from ebbflow.api.v1 import student_pb2
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.distillation import corpus
-from ebbflow.cloud.distillation.corpus import Corpus
+from ebbflow.cloud.distillation.corpus import Corpus, Text
+from ebbflow.cloud.distillation.course import Course
 from ebbflow.cloud.distillation.mixture import Documents, Sequences, encode_documents
+from ebbflow.cloud.distillation.private_accounting import Account, calibrate
+from ebbflow.cloud.distillation.private_recipe import PrivateRecipe
 from ebbflow.cloud.distillation.recipe import Precision, Recipe
 from ebbflow.cloud.distillation.trainer import Trainer
-from ebbflow.cloud.registry.tables import Distillation, Json, Release, Student
+from ebbflow.cloud.feedback import adapters, population_texts, rounds
+from ebbflow.cloud.registry.tables import Distillation, Json, Release, Round, Student
 from ebbflow.cloud.teacher.model import Teacher, load_tokenizer
 from ebbflow.common import names
+from ebbflow.common.codes.kept import choose_kept
 from ebbflow.common.codes.twin import load_weights
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student import model
 from ebbflow.common.student.checkpoint import load_checkpoint
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from ebbflow.cloud.distillation.private_training import PrivateTrainer
 
 _PROBE_TEXTS = 8
 _PROBE_TOKENS = 64
@@ -43,13 +52,19 @@ class Order:
     """Column `targets` of the release to begin from."""
     sibling: Json | None
     """Column `targets` of the student's newest release, whose tokenizer goes on."""
+    prompts: Sequence[Text] = ()
+    """Of a population, each under a topic of its own."""
+    prompt_weights: Mapping[str, float] = field(default_factory=dict)
+    """Share of each among them, by that topic."""
+    adapter_round: Round | None = None
+    """Closed round whose average change is added to the base first."""
 
     @classmethod
     def read(cls, session: Session, job: Distillation) -> "Order":
         """Looks everything up.
 
         Raises:
-            EbbflowError: STUDENT_NOT_FOUND or RELEASE_NOT_FOUND.
+            EbbflowError: STUDENT_NOT_FOUND, RELEASE_NOT_FOUND, ROUND_NOT_FOUND, POPULATION_NOT_FOUND or STATE_CONFLICT.
         """
         student = session.get(Student, job.student_id)
         if student is None:
@@ -60,7 +75,16 @@ class Order:
             raise EbbflowError(Reason.RELEASE_NOT_FOUND, f"there is no {name} to begin from")
         newest = sa.select(Release).where(Release.student_id == job.student_id).order_by(Release.number.desc()).limit(1)
         sibling = session.scalars(newest).one_or_none()
-        return cls(job, student, base.targets if base else None, sibling.targets if sibling else None)
+        prompts: list[Text] = []
+        weights: dict[str, float] = {}
+        if job.population:
+            prompts = population_texts.texts(session, student.id, job.population)
+            weights = population_texts.weights(session, student.id, job.population)
+        adapter_round = session.get(Round, job.adapter_round_id) if job.adapter_round_id else None
+        if job.adapter_round_id and adapter_round is None:
+            raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no {names.make('rounds', job.adapter_round_id)}")
+        targets = base.targets if base else None, sibling.targets if sibling else None
+        return cls(job, student, *targets, prompts, weights, adapter_round)
 
     @property
     def architecture(self) -> student_pb2.Architecture:
@@ -68,6 +92,25 @@ class Order:
         message = student_pb2.Architecture()
         json_format.ParseDict(self.student.architecture, message, ignore_unknown_fields=True)
         return message
+
+    def recipe(self, precision: Precision) -> Recipe:
+        """How to train.
+
+        Raises:
+            EbbflowError: INVALID_REQUEST naming the field that cannot be.
+        """
+        changes_weights = self.job.adapter_round_id or self.job.private_corpus_sha256
+        return Recipe.from_json(self.job.recipe, precision, least_steps=0 if changes_weights else 1)
+
+    def private_recipe(self, recipe: Recipe) -> PrivateRecipe | None:
+        """How to train on private texts; None without any.
+
+        Raises:
+            EbbflowError: INVALID_REQUEST naming the field that cannot be.
+        """
+        if not self.job.private_corpus_sha256:
+            return None
+        return PrivateRecipe.from_json(self.job.private_training, recipe.sequence_length)
 
     def fingerprint(self, recipe: Recipe) -> str:
         """Names everything that decides the run's weights, so that a checkpoint of another run is not taken for its."""
@@ -79,18 +122,28 @@ class Order:
             self.student.corpus_sha256,
             self.student.teacher,
             self.student.architecture,
+            [(text.topic, text.text) for text in self.prompts],
+            dict(self.prompt_weights),
+            self.job.population_share,
+            self.job.adapter_round_id,
+            self.job.private_corpus_sha256,
+            self.private_recipe(recipe),
         ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=vars).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Run:
     """A run that can begin."""
 
-    trainer: Trainer
+    trainer: Trainer | Course
     tokenizer: Tokenizer
     probe_token_ids: Sequence[Sequence[int]]
     fingerprint: str
+    kept_bf16: tuple[str, ...] = ()
+    """Matrices that every precision of the release keeps in bf16."""
+    account: Account | None = None
+    """What private training costs each text; None without it."""
 
 
 def prepare(order: Order, blobs: BlobStore, scratch: Path, precision: Precision) -> Run:
@@ -100,20 +153,58 @@ def prepare(order: Order, blobs: BlobStore, scratch: Path, precision: Precision)
         EbbflowError: INVALID_REQUEST, CORPUS_INVALID, BLOB_NOT_FOUND, CHECKPOINT_UNREADABLE, TEACHER_MISMATCH or
             FILE_CORRUPT, whichever keeps it from beginning.
     """
-    recipe = Recipe.from_json(order.job.recipe, precision)
+    recipe = order.recipe(precision)
+    private = order.private_recipe(recipe)
+    account = calibrate(private) if private is not None else None
     texts = corpus.load(blobs, order.student.corpus_sha256)
-    teacher = Teacher.load(order.student.teacher) if recipe.kl_weight > 0 else None
+    teacher = Teacher.load(order.student.teacher) if recipe.kl_weight > 0 and recipe.steps else None
     tokenizer = _tokenizer(order, teacher, texts, blobs)
     if teacher is not None:
         _check_same_tokens(teacher, tokenizer, texts)
     student = _student(order, tokenizer, recipe.seed, blobs, scratch)
-    documents = Documents.encode(texts.split("train"), tokenizer)
+    kept_bf16 = choose_kept(student.config, recipe.keep_bf16)
+    documents = Documents.encode([*texts.split("train"), *order.prompts], tokenizer)
     _check_fits(recipe, student.config, teacher, documents)
-    sequences = Sequences(
-        documents, order.job.mixture, length=recipe.sequence_length, count=recipe.sequences, seed=recipe.seed
-    )
-    trainer = Trainer(student, sequences, recipe, teacher)
-    return Run(trainer, tokenizer, _probe(texts, tokenizer, student.config), order.fingerprint(recipe))
+    public = Trainer(student, _sequences(order, recipe, documents), recipe, teacher)
+    trainer: Trainer | Course = public
+    if private is not None and account is not None:
+        trainer = _course(
+            public, recipe, private, account, _private_documents(order, private, tokenizer, student.config, blobs)
+        )
+    probe = _probe(texts, tokenizer, student.config)
+    return Run(trainer, tokenizer, probe, order.fingerprint(recipe), kept_bf16, account)
+
+
+def _private_documents(
+    order: Order, private: PrivateRecipe, tokenizer: Tokenizer, config: StudentConfig, blobs: BlobStore
+) -> list[list[int]]:
+    """Tokens of all private texts, whatever their split: to set some aside would hang on how many there are."""
+    if private.sequence_length > config.max_position_embeddings:
+        message = f"private_training.sequence_length is more than the {config.max_position_embeddings} of the context"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="private_training.sequence_length")
+    if tokenizer.size > config.vocab_size:  # of the tokenizer and not of the texts, which an answer must not describe
+        raise EbbflowError(Reason.TEACHER_MISMATCH, "the tokenizer has more tokens than the student")
+    texts = [text.text for text in corpus.stream(blobs, order.job.private_corpus_sha256)]
+    return encode_documents(tokenizer, texts)
+
+
+def _course(
+    trainer: Trainer, recipe: Recipe, private: PrivateRecipe, account: Account, documents: list[list[int]]
+) -> Course:
+    def begin(student: model.Student) -> "PrivateTrainer":
+        from ebbflow.cloud.distillation.private_training import PrivateTrainer
+
+        return PrivateTrainer(student, documents, private, account.noise_multiplier, recipe.seed)
+
+    return Course(trainer, begin, recipe.steps, private.steps)
+
+
+def _sequences(order: Order, recipe: Recipe, documents: Documents) -> Sequences:
+    mixture = order.job.mixture
+    if order.prompts:
+        share = order.job.population_share or population_texts.DEFAULT_SHARE
+        mixture = population_texts.join(documents, mixture, order.prompt_weights, share)
+    return Sequences(documents, mixture, length=recipe.sequence_length, count=recipe.sequences, seed=recipe.seed)
 
 
 def _tokenizer(order: Order, teacher: Teacher | None, texts: Corpus, blobs: BlobStore) -> Tokenizer:
@@ -134,7 +225,11 @@ def _student(order: Order, tokenizer: Tokenizer, seed: int, blobs: BlobStore, sc
         with TemporaryDirectory(dir=scratch) as folder:
             path = Path(folder) / "base.safetensors"
             blobs.fetch(_sha256(order.base, "bf16"), path)
-            return load_weights(path).requires_grad_(True).train()
+            student = load_weights(path)
+        if order.adapter_round is not None:
+            average = rounds.aggregate_of(order.adapter_round).adapter.blob_sha256.hex()
+            adapters.apply(student, blobs.read(average), rounds.plan_of(order.adapter_round).adapter)
+        return student.requires_grad_(True).train()
     if shape.initial_checkpoint:
         return load_checkpoint(Path(shape.initial_checkpoint)).train()
     config = StudentConfig(

@@ -8,6 +8,7 @@ from google.protobuf import json_format
 
 from ebbflow.api.v1 import distillation_pb2
 from ebbflow.cloud.distillation.schedule import Schedule
+from ebbflow.common.codes.kept import MOST_PATTERN_CHARACTERS, MOST_PATTERNS
 from ebbflow.common.errors import EbbflowError, Reason
 
 Precision = Literal["float32", "bfloat16"]
@@ -36,14 +37,21 @@ class Recipe:
     """Of matrices; norms and biases have none."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
+    keep_bf16: tuple[str, ...] = ()
+    """Patterns of the matrices that every precision of the release keeps in bf16."""
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size", "sequence_length"):
+        for field in ("batch_size", "sequence_length"):
             _check(getattr(self, field) >= 1, field, "at least 1")
+        _check(self.steps >= 0, "steps", "at least 0")
         _check(1 <= self.gradient_accumulation <= self.batch_size, "gradient_accumulation", "1 to batch_size")
         _check(0 <= self.warmup_steps <= self.steps, "warmup_steps", "0 to steps")
         _check(math.isfinite(self.learning_rate) and 0 < self.learning_rate <= 1, "learning_rate", "above 0, at most 1")
         _check(0 <= self.kl_weight <= 1, "kl_weight", "0 to 1")
+        longest = max(map(len, self.keep_bf16), default=1)
+        _check(len(self.keep_bf16) <= MOST_PATTERNS, "keep_bf16", f"at most {MOST_PATTERNS} patterns")
+        wanted = f"patterns of 1 to {MOST_PATTERN_CHARACTERS} characters"
+        _check(all(self.keep_bf16) and longest <= MOST_PATTERN_CHARACTERS, "keep_bf16", wanted)
         _check(0.01 <= self.temperature <= 100, "temperature", "0.01 to 100")  # noqa: PLR2004 - said in the message
 
     @property
@@ -57,8 +65,13 @@ class Recipe:
         return self.steps * self.batch_size
 
     @classmethod
-    def from_json(cls, value: dict[str, Any], precision: Precision = "float32") -> "Recipe":
+    def from_json(cls, value: dict[str, Any], precision: Precision = "float32", *, least_steps: int = 1) -> "Recipe":
         """Reads the proto JSON of a `Recipe` message and fills in what 0 stands for.
+
+        Args:
+            value: the JSON.
+            precision: of the products.
+            least_steps: 0 where something else than the recipe changes the weights.
 
         Raises:
             EbbflowError: INVALID_REQUEST naming the field that cannot be.
@@ -67,6 +80,7 @@ class Recipe:
             message = json_format.ParseDict(value, distillation_pb2.Recipe())
         except json_format.ParseError as error:
             raise EbbflowError(Reason.INVALID_REQUEST, "recipe is not a Recipe", field="recipe") from error
+        _check(message.steps >= least_steps, "steps", f"at least {least_steps}")
         return cls(
             steps=message.steps,
             batch_size=message.batch_size,
@@ -78,6 +92,7 @@ class Recipe:
             temperature=message.temperature or 1.0,
             seed=message.seed,
             precision=precision,
+            keep_bf16=tuple(message.keep_bf16),
         )
 
 

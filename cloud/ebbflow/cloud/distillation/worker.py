@@ -4,7 +4,6 @@ import datetime as dt
 import logging
 import shutil
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,11 @@ from sqlalchemy.orm import Session
 
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.distillation.checkpoint import Checkpoints
+from ebbflow.cloud.distillation.endings import Stopping, carry_through
+from ebbflow.cloud.distillation.evolving import Evolver
 from ebbflow.cloud.distillation.lease import Lease
 from ebbflow.cloud.distillation.preparation import Order, Run, prepare
+from ebbflow.cloud.distillation.private_accounting import Account
 from ebbflow.cloud.distillation.recipe import Precision
 from ebbflow.cloud.distillation.trainer import Progress
 from ebbflow.cloud.registry import clock, jobs, locks
@@ -25,18 +27,9 @@ from ebbflow.cloud.registry.tables import Distillation, DistillationState, Json,
 from ebbflow.cloud.release.packing import PackedWeights, neighbour, number_files, pack_weights
 from ebbflow.cloud.teacher.model import native_dtype
 from ebbflow.common import names
-from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.files import full_disk_named
+from ebbflow.common.errors import EbbflowError
 
 _log = logging.getLogger(__name__)
-
-# Failures of this machine that another worker, or this one later, may not have: the lease runs out and the job is
-# claimed again.
-_PASSING = frozenset({Reason.LEASE_LOST, Reason.DATABASE_UNAVAILABLE})
-
-
-class Stopping(Exception):  # noqa: N818 - not an error
-    """The worker was asked to stop; the job goes on elsewhere or later."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Worker:
     precision: Precision | None = None
 
     def run_once(self) -> bool:
-        """Carries the oldest waiting job through, whatever comes of it.
+        """Carries the oldest waiting job through, whatever comes of it; generations of prompts, which are quick, first.
 
         Returns:
             False if no job was waiting.
@@ -73,29 +66,23 @@ class Worker:
             EbbflowError: DATABASE_UNAVAILABLE if the queue cannot be asked.
             Stopping: the job was given back.
         """
+        evolver = Evolver(self.registry, self.blobs, self.folder, self.name, self.lease_s, self.stopping)
+        if evolver.run_once():
+            return True
         with self.registry.transaction() as session:
             job = jobs.claim(session, self.name, clock.now(), dt.timedelta(seconds=self.lease_s))
         if job is None:
             return False
         _log.info("distillation %s of %s: attempt %d", job.id, names.make("students", job.student_id), job.attempt)
-        try:
-            with full_disk_named(self.folder):
-                self._carry(job)
-        except Stopping:
-            raise
-        except MemoryError:
-            self._fail(job, "the worker's memory is full. Lower batch_size or raise gradient_accumulation.")
-        except EbbflowError as error:
-            if error.reason is Reason.DISK_FULL:
-                self._stall(job, f"{error.reason.name}: {error}. {error.cure}")
-            elif error.reason in _PASSING:
-                _log.warning("distillation %s: let go: %s", job.id, error)
-            else:
-                self._fail(job, f"{error.reason.name}: {error}. {error.cure}")
-        except Exception as error:  # noqa: BLE001 - the job must end in words, whatever it was
-            frames = "".join(traceback.format_tb(error.__traceback__))  # not its text, which may quote the corpus
-            _log.error("distillation %s: unhandled %s\n%s", job.id, type(error).__name__, frames)
-            self._fail(job, f"INTERNAL: {type(error).__name__}. Look for {job.id} in the worker's log.")
+        carry_through(
+            f"distillation {job.id}",
+            job.id,
+            self.folder,
+            lambda: self._carry(job),
+            lambda words: self._fail(job, words),
+            lambda words: self._stall(job, words),
+            "Lower batch_size or raise gradient_accumulation.",
+        )
         return True
 
     def sweep(self) -> None:
@@ -116,6 +103,8 @@ class Worker:
                 order = Order.read(session, job)
             folder = self.folder / job.id
             run = prepare(order, self.blobs, folder, self.precision or native_precision())
+            if run.account is not None:
+                self._note(job, run.account)
             checkpoints = Checkpoints(folder, run.fingerprint)
             if (state := checkpoints.load()) is not None:
                 run.trainer.load_state(state)
@@ -124,8 +113,9 @@ class Worker:
             lease.tell()
             with self.registry.reading() as session:
                 kept = neighbour(session, job)
+            tokenizer = run.tokenizer.to_bytes()
             packed = pack_weights(
-                run.trainer.student, run.tokenizer.to_bytes(), self.blobs, run.probe_token_ids, folder, kept
+                run.trainer.student, tokenizer, self.blobs, run.probe_token_ids, folder, kept, run.kept_bf16
             )
             lease.check()
             self._finish(job, packed)
@@ -151,6 +141,18 @@ class Worker:
         run.trainer.run(on_step)
         if run.trainer.step > before:
             checkpoints.save(run.trainer.state())
+
+    def _note(self, job: Distillation, account: Account) -> None:
+        """Writes down what the run will cost each private text; the gate puts it on the card."""
+        _log.info(
+            "distillation %s: private training with noise multiplier %g: epsilon %.3f by PLD, %.3f by Opacus' PRV",
+            job.id,
+            account.noise_multiplier,
+            account.pld_epsilon,
+            account.prv_epsilon,
+        )
+        with self.registry.transaction() as session:
+            jobs.note_private(session, job, clock.now(), {**job.private_training, **account.to_json()})
 
     def _finish(self, job: Distillation, packed: PackedWeights) -> None:
         """Stores the release and ends the job in one transaction, under the first number that is free."""

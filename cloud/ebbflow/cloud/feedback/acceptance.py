@@ -120,7 +120,8 @@ def measure(session: Session, row: Rollout, tolerances: Sequence[float]) -> list
 def _newest(session: Session, row: Rollout) -> Round | None:
     """The newest round that took batches since the rollout began, and is closed or nearly complete."""
     query = sa.select(Round).where(Round.student_id == row.student_id, Round.end_time > row.create_time)
-    rounds = session.scalars(query.order_by(Round.create_time.desc()).limit(ROUNDS)).all()
+    newest = session.scalars(query.order_by(Round.create_time.desc()).limit(ROUNDS))
+    rounds = [round_ for round_ in newest if not plan_of(round_).HasField("adapter")]
     tally = counts(session, [round_.id for round_ in rounds])
     for round_ in rounds:
         cohort, kept, _ = tally[round_.id]
@@ -150,6 +151,8 @@ def _evidence(session: Session, row: Rollout, round_: Round, outcomes: Outcomes)
         .execution_options(yield_per=500)
     )
     for found in session.execute(query):
+        if not found.noisy:  # beyond its retention
+            continue
         knows, phase = _side(row.release_number, start, found)
         if knows:
             yield Evidence(outcomes.report(found.noisy), phase)

@@ -1,5 +1,7 @@
 """Reads the mirror of the agents' privacy accounts. The agents' own accounts are authoritative."""
 
+from dataclasses import dataclass
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -7,13 +9,21 @@ from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import PrivacyAccount, PrivacyEntry
 
 
+@dataclass(frozen=True)
+class Statement:
+    """One account and its charges, in billionths of rho."""
+
+    account: PrivacyAccount
+    charges_nano: tuple[int, ...]
+    """One for each batch of the window."""
+    lifetime_nano: tuple[int, ...]
+    """One for each batch of the agent and student in any window."""
+
+
 def list_accounts(
     session: Session, agent_id: str = "", page_size: int = 0, page_token: str = ""
-) -> tuple[list[tuple[PrivacyAccount, int]], str]:
-    """Returns one page of accounts with the number of their entries, and the token of the next page.
-
-    Epsilon of a row is `accounting.epsilon_of(row.rho_spent_nano, row.delta)`, what is left is
-    `accounting.epsilon_left`.
+) -> tuple[list[Statement], str]:
+    """Returns one page of accounts with their charges, and the token of the next page.
 
     Args:
         session: a reading transaction.
@@ -29,8 +39,16 @@ def list_accounts(
         query = query.where(PrivacyAccount.agent_id == agent_id)
     key = [PrivacyAccount.agent_id, PrivacyAccount.student_id, PrivacyAccount.window]
     rows, following = page(session, query, key, page_size, page_token)
-    columns = (PrivacyEntry.agent_id, PrivacyEntry.student_id, PrivacyEntry.window)
-    agents = {row.agent_id for row in rows}
-    tally = sa.select(*columns, sa.func.count()).where(PrivacyEntry.agent_id.in_(agents)).group_by(*columns)
-    entries = {(row[0], row[1], row[2]): row[3] for row in session.execute(tally)}
-    return [(row, entries.get((row.agent_id, row.student_id, row.window), 0)) for row in rows], following
+    entries = session.scalars(sa.select(PrivacyEntry).where(PrivacyEntry.agent_id.in_({row.agent_id for row in rows})))
+    charges: dict[tuple[str, str], list[PrivacyEntry]] = {}
+    for entry in entries:
+        charges.setdefault((entry.agent_id, entry.student_id), []).append(entry)
+    return [_statement(row, charges.get((row.agent_id, row.student_id), [])) for row in rows], following
+
+
+def _statement(row: PrivacyAccount, entries: list[PrivacyEntry]) -> Statement:
+    return Statement(
+        account=row,
+        charges_nano=tuple(entry.rho_nano for entry in entries if entry.window == row.window),
+        lifetime_nano=tuple(entry.rho_nano for entry in entries),
+    )

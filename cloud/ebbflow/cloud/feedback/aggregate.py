@@ -3,42 +3,18 @@
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
+from ebbflow.cloud.feedback import limits
 from ebbflow.common.privacy.calibration import variance_of
-from ebbflow.common.privacy.vector import layout_of
+from ebbflow.common.privacy.vector import layout_of, metric_caps
+from ebbflow.common.privacy.weights import weights
 
-FAILED_BOOST = 2.0
-"""A vote that failed weighs this many votes that did not: the next student should learn what this one cannot."""
-FLOOR_SHARE = 0.1
-"""Share of the mixture that is spread evenly, so that no topic is forgotten over one round."""
+_CHUNK = 1000  # batches that are in memory as floats
 SIGNIFICANT = 3.0
 """Standard deviations from which a cell tells more than noise."""
-
-
-def weights(
-    seen: Sequence[float],
-    failed: Sequence[float],
-    *,
-    failed_boost: float = FAILED_BOOST,
-    floor_share: float = FLOOR_SHARE,
-) -> list[float]:
-    """Returns the share of each bin in the next mixture; they sum to 1.
-
-    In proportion to seen + failed_boost · failed, where that is above zero, with `floor_share` of the whole spread
-    evenly. Where nothing is above zero, every bin has the same share.
-
-    Args:
-        seen: estimated votes by bin whose answer was taken or not judged; may be negative.
-        failed: estimated votes by bin whose answer failed; may be negative.
-        failed_boost: weight of a failed vote.
-        floor_share: between 0 and 1.
-    """
-    wanted = [max(0.0, taken + failed_boost * missed) for taken, missed in zip(seen, failed, strict=True)]
-    whole, count = math.fsum(wanted), len(wanted)
-    if whole <= 0:
-        return [1 / count] * count
-    return [floor_share / count + (1 - floor_share) * want / whole for want in wanted]
 
 
 def is_informative(seen: Sequence[float], failed: Sequence[float], noise_std: float) -> bool:
@@ -49,23 +25,42 @@ def is_informative(seen: Sequence[float], failed: Sequence[float], noise_std: fl
 
 
 def aggregate(plan: pb.RoundPlan, reports: Iterable[Sequence[int]]) -> round_pb2.Aggregate:
-    """Adds up the noisy vectors of a round.
+    """Adds up the noisy vectors of a round, each within the limits of one agent's influence.
 
     All batches of a round carry the same noise, so that each counts the same.
 
     Args:
-        plan: the round's plan.
+        plan: the round's plan, of votes.
         reports: `noisy` of each batch that was kept.
     """
-    layout = layout_of(plan)
-    sums, batches = [0] * layout.length, 0
-    for report in reports:
-        batches += 1
-        sums = [total + value for total, value in zip(sums, report, strict=True)]
+    layout, caps_M = layout_of(plan), np.array(metric_caps(plan), np.float64)
+    cells, width = 2 * layout.bins, 2 * layout.bins + layout.metrics
+    rows = [np.asarray(report[:width], np.int32) for report in reports]
+    totals, largest = [int(row[:cells].sum()) for row in rows], [int(row[:cells].max()) for row in rows]
+    found = limits.find(totals, largest, cells, math.sqrt(variance_of(plan.mechanism)))
+    sums, limited = np.zeros(width), 0
+    for begin in range(0, len(rows), _CHUNK):
+        chunk_AC = np.stack(rows[begin : begin + _CHUNK]).astype(np.float64)
+        if found is not None:
+            limited += found.apply(chunk_AC[:, :cells], chunk_AC[:, cells:], caps_M)
+        sums += chunk_AC.sum(axis=0)
+    result = estimate(plan, sums[:cells].tolist(), sums[cells:].tolist(), len(rows))
+    result.limited_batches = limited
+    return result
+
+
+def estimate(plan: pb.RoundPlan, votes: Sequence[float], metrics: Sequence[float], batches: int) -> round_pb2.Aggregate:
+    """Says what sums of noisy vectors mean.
+
+    Args:
+        plan: the round's plan.
+        votes: sums of votes seen by bin, then of votes failed.
+        metrics: sums of the metrics.
+        batches: how many vectors were added up.
+    """
     noise_std = math.sqrt(batches * variance_of(plan.mechanism))
-    seen = [float(value) for value in layout.seen(sums)]
-    failed = [float(value) for value in layout.failed(sums)]
-    estimates = zip(plan.bins, seen, failed, weights(seen, failed), strict=True)
+    seen, failed = votes[: len(plan.bins)], votes[len(plan.bins) :]
+    estimates = zip(plan.bins, seen, failed, weights(seen, failed, noise_std), strict=True)
     return round_pb2.Aggregate(
         bins=[
             round_pb2.BinEstimate(bin_id=bin_.bin_id, seen=taken, failed=missed, weight=share)
@@ -73,7 +68,8 @@ def aggregate(plan: pb.RoundPlan, reports: Iterable[Sequence[int]]) -> round_pb2
         ],
         noise_std=noise_std,
         informative=is_informative(seen, failed, noise_std),
-        metrics=[float(value) for value in layout.metric_cells(sums)],
+        metrics=metrics,
+        batches=batches,
     )
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.feedback import nulls
 from ebbflow.cloud.feedback.rounds import plan_of
 from ebbflow.cloud.registry import locks
@@ -43,6 +44,7 @@ def submit(
     signed: pb.SignedBatch,
     public_key: ec.EllipticCurvePublicKey,
     now: dt.datetime,
+    blobs: BlobStore | None = None,
 ) -> None:
     """Keeps a batch, or refuses it and keeps only the word that says why. The same bytes again are no error.
 
@@ -52,6 +54,7 @@ def submit(
         signed: as the agent sent it.
         public_key: of the peer's certificate.
         now: time of arrival.
+        blobs: where adapter updates go; votes need none.
 
     Raises:
         EbbflowError: BATCH_REFUSED, ROUND_NOT_FOUND, ROUND_CLOSED or BUDGET_EXHAUSTED, each with the refusal's word in
@@ -63,7 +66,7 @@ def submit(
         batch = parse_batch(signed.batch)
         round_id = _round_id(batch.round)
         with registry.transaction() as session:
-            _take(session, agent_id, round_id, signed, batch, now)
+            _take(session, blobs, agent_id, round_id, signed, batch, now)
     except EbbflowError as error:
         if why := error.metadata.get("why"):
             with registry.transaction() as session:
@@ -92,7 +95,13 @@ def _note_refusal(session: Session, agent_id: str, round_id: str, why: str, now:
 
 
 def _take(
-    session: Session, agent_id: str, round_id: str, signed: pb.SignedBatch, batch: pb.FeedbackBatch, now: dt.datetime
+    session: Session,
+    blobs: BlobStore | None,
+    agent_id: str,
+    round_id: str,
+    signed: pb.SignedBatch,
+    batch: pb.FeedbackBatch,
+    now: dt.datetime,
 ) -> None:
     # Copies of one batch that arrive at once, on different replicas, wait here for the first.
     locks.exclusive(session, f"batches of agents/{agent_id}")
@@ -111,6 +120,11 @@ def _take(
     check_batch(plan, hashlib.sha256(round_.plan).digest(), batch)
     _check_noise(session, agent_id, round_, plan, batch)
     _keep(session, agent_id, round_, plan, batch, signed.signature, digest, now)
+    if plan.HasField("adapter"):
+        # Last, so that nothing of a refused batch is stored. If the commit fails, the next try stores the same bytes.
+        if blobs is None:
+            raise ValueError("adapter updates need a blob store")
+        blobs.put([signed.batch])
 
 
 def _is_repeat(session: Session, agent_id: str, round_id: str, batch_id: str, digest: str) -> bool:
@@ -149,12 +163,15 @@ def _keep(
     now: dt.datetime,
 ) -> None:
     """Charges the mirror and keeps the batch."""
+    layout, adapter = layout_of(plan), plan.HasField("adapter")
     kept = {
         "id": batch.batch_id,
         "round_id": round_.id,
         "agent_id": agent_id,
         "batch_sha256": digest,
-        "noisy": list(batch.noisy),
+        "noisy": list(layout.null_cells(batch.noisy) if adapter else batch.noisy),
+        "payload_sha256": digest if adapter else "",
+        "base_release": batch.base_release,
         "signature": signature,
         "create_time": now,
     }
@@ -171,6 +188,12 @@ def _keep(
 
 def _charge(session: Session, account: dict[str, str], plan: pb.RoundPlan) -> None:
     policy, cost = plan.policy, plan.mechanism.rho_nano
+    if policy.lifetime_rho_cap_nano:
+        spent = sa.select(sa.func.coalesce(sa.func.sum(PrivacyEntry.rho_nano), 0)).where(
+            PrivacyEntry.agent_id == account["agent_id"], PrivacyEntry.student_id == account["student_id"]
+        )
+        if session.scalars(spent).one() + cost > policy.lifetime_rho_cap_nano:
+            raise refused(Refusal.LIFETIME, "the agent's budget of all windows together is spent")
     fresh = {**account, "rho_cap_nano": policy.rho_cap_nano, "rho_spent_nano": 0, "delta": policy.delta}
     _insert(session, PrivacyAccount, fresh)
     charged = session.execute(

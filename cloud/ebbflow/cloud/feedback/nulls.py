@@ -1,6 +1,7 @@
 """What null bins tell about a batch's noise. They hold noise only, so too little of it shows there."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -39,20 +40,40 @@ def _truncated(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) ->
     return np.maximum(product[: len(left)], 0.0)
 
 
-def lower_tail(nulls: Sequence[int], variance: Fraction) -> float:
+@dataclass
+class Tally:
+    """Null bins of one batch or of several, summed up."""
+
+    count: int = 0
+    square_sum: int = 0
+
+    def add(self, nulls: Sequence[int]) -> None:
+        """Counts null bins in."""
+        self.count += len(nulls)
+        self.square_sum += sum(value * value for value in nulls)
+
+
+def lower_tail(tally: Tally, variance: Fraction) -> float:
     """Probability that correct noise is as small as this: exact where sigma is small, chi-square where it is large."""
-    square_sum, sigma_squared = sum(value * value for value in nulls), float(variance)
     from scipy.special import gammainc  # 17 MB that a control plane without feedback need not hold
 
-    approximate = float(gammainc(len(nulls) / 2, square_sum / sigma_squared / 2))  # the chi-square law
+    sigma_squared = float(variance)
+    approximate = float(gammainc(tally.count / 2, tally.square_sum / sigma_squared / 2))  # the chi-square law
     if approximate > _SUSPICIOUS or variance >= _CONTINUOUS_FROM:
         return approximate
-    return _exact_lower_tail(square_sum, len(nulls), sigma_squared)
+    return _exact_lower_tail(tally.square_sum, tally.count, sigma_squared)
+
+
+def is_too_small(tally: Tally, variance: Fraction) -> bool:
+    """Whether null bins are smaller than correct noise is but once in a million times."""
+    return lower_tail(tally, variance) < FALSE_ALARM
 
 
 def is_under_noised(nulls: Sequence[int], variance: Fraction) -> bool:
-    """Whether null bins are smaller than correct noise is but once in a million batches."""
-    return lower_tail(nulls, variance) < FALSE_ALARM
+    """Whether the null bins of one batch are smaller than correct noise is but once in a million batches."""
+    tally = Tally()
+    tally.add(nulls)
+    return is_too_small(tally, variance)
 
 
 def is_reused(nulls: Sequence[int], earlier: Sequence[int], variance: Fraction) -> bool:

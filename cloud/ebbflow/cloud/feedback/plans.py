@@ -1,6 +1,8 @@
 """Makes a round's plan out of a student's policy and bins, and signs it."""
 
 import datetime as dt
+import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from ebbflow.cloud.distillation import corpus
 from ebbflow.cloud.release import keys
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy import adapters
 from ebbflow.common.privacy.calibration import calibrate
 from ebbflow.common.privacy.plans import MAX_BINS, MIN_NULL_BINS, check_plan
 from ebbflow.common.privacy.vector import sensitivity_squared
@@ -23,6 +26,8 @@ TEXT_CHARACTERS = 240
 TEXTS = 1_500
 """Texts of a plan at most, which keeps it far below the limit of a message: bins share them when there are many."""
 DEFAULT_MAX_USERS = 1000
+DEFAULT_NEAR_MICRO = 300_000
+"""Least cosine that counts as near, in millionths."""
 
 
 class PlanSigner:
@@ -60,7 +65,10 @@ class PlanSigner:
 
 
 def read_bins(blobs: BlobStore, corpus_sha256: str, topics: Sequence[str]) -> list[pb.Bin]:
-    """Makes one bin of each topic, with public texts of the corpus: its "bin" split, else the first of "train".
+    """Makes one bin of each topic, with public texts of the corpus: its "bin" split, else its "train".
+
+    Where there are too many, those with the smallest hashes are taken, so that a corpus in some order does not show one
+    side of a topic alone.
 
     Reads the whole corpus as a stream; call it before the transaction that opens the round.
 
@@ -71,17 +79,33 @@ def read_bins(blobs: BlobStore, corpus_sha256: str, topics: Sequence[str]) -> li
     if not 1 <= len(topics) <= MAX_BINS:
         message = f"a round needs 1 to {MAX_BINS} topics, and the student's corpus has {len(topics)}"
         raise EbbflowError(Reason.STATE_CONFLICT, message)
-    proper: dict[str, list[str]] = {topic: [] for topic in topics}
-    spare: dict[str, list[str]] = {topic: [] for topic in topics}
     most = min(TEXTS_PER_BIN, max(1, TEXTS // len(topics)))
+    proper, spare = ({topic: _Shelf(most) for topic in topics} for _ in range(2))
     shelves = {"bin": proper, "train": spare}
     for text in corpus.stream(blobs, corpus_sha256):
         shelf = shelves.get(text.split, {}).get(text.topic)
-        if shelf is not None and len(shelf) < most:
-            shelf.append(text.text[:TEXT_CHARACTERS])
-    return [
-        pb.Bin(bin_id=topic, texts=proper[topic] or spare[topic]) for topic in topics if proper[topic] or spare[topic]
-    ]
+        if shelf is not None:
+            shelf.add(text.text[:TEXT_CHARACTERS])
+    texts = {topic: proper[topic].texts or spare[topic].texts for topic in topics}
+    return [pb.Bin(bin_id=topic, texts=texts[topic]) for topic in topics if texts[topic]]
+
+
+class _Shelf:
+    """The texts of a topic with the smallest hashes: a fair choice of them, whatever their order."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._heap: list[tuple[int, str]] = []  # largest hash first
+
+    def add(self, text: str) -> None:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        heapq.heappush(self._heap, (-int.from_bytes(digest), text))
+        if len(self._heap) > self._most:
+            heapq.heappop(self._heap)
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for _, text in sorted(self._heap, reverse=True)]
 
 
 @dataclass(frozen=True)
@@ -108,8 +132,13 @@ def make_plan(
     *,
     metrics: Sequence[pb.Metric] = (),
     max_users: int = DEFAULT_MAX_USERS,
+    measure: "pb.RoundPlan.Measure.ValueType" = pb.RoundPlan.MEASURE_UNSPECIFIED,
+    near_micro: int = DEFAULT_NEAR_MICRO,
+    adapter: pb.AdapterPlan | None = None,
 ) -> pb.RoundPlan:
     """Makes a plan whose noise gives the policy's epsilon, and checks it as agents will.
+
+    With an `adapter` it asks for updates of that adapter and for no votes, so that `bins` and `metrics` are empty.
 
     Raises:
         EbbflowError: INVALID_REQUEST if the policy or the timing is out of range, PLAN_INVALID if the bins are.
@@ -121,18 +150,21 @@ def make_plan(
             message = f"{field} must be above zero and at most {policy.window_days} days, a window of the policy"
             raise EbbflowError(Reason.INVALID_REQUEST, message, field=field)
     end = timing.now + timing.duration
-    sensitivity = sensitivity_squared(metric.cap for metric in metrics)
+    sensitivity = adapter.scale**2 if adapter else sensitivity_squared(metric.cap for metric in metrics)
     plan = pb.RoundPlan(
         round=names.make("rounds", round_id),
         student=names.make("students", student_id),
         bins=bins,
-        null_bins=MIN_NULL_BINS,
+        null_bins=adapters.MIN_NULL_BINS if adapter else MIN_NULL_BINS,
         metrics=metrics,
         mechanism=calibrate(policy.epsilon, policy.delta, policy.rounds_per_window, sensitivity),
         policy=policy,
         window=window_name(end, policy.window_days),
         max_users=max_users,
         signed_policy=signed_policy,
+        adapter=adapter,
+        measure=measure,
+        near_micro=near_micro if any(metric.kind == pb.Metric.KIND_NEAR for metric in metrics) else 0,
     )
     plan.start_time.FromDatetime(timing.now - timing.lookback)
     plan.end_time.FromDatetime(end)

@@ -8,11 +8,20 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback.plans import PlanSigner
+from ebbflow.cloud.registry import locks
 from ebbflow.cloud.registry.tables import PolicyVersion, Student
 from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.calibration import complete_policy
+from ebbflow.common.privacy.plans import policy_fault
 
 FIRST_NOTE = "the policy that the student was created with"
+MAX_NOTE_CHARACTERS = 1000
+
+
+def lock(session: Session, student_id: str) -> None:
+    """Waits until nobody else opens a round of the student or changes its policy, for the transaction."""
+    locks.exclusive(session, f"rounds of students/{student_id}")
 
 
 def newest(session: Session, student_id: str) -> PolicyVersion | None:
@@ -30,6 +39,11 @@ def every(session: Session, student_id: str) -> list[PolicyVersion]:
 def signed(version: PolicyVersion) -> pb.SignedPolicy:
     """Returns a version as plans carry it."""
     return pb.SignedPolicy(document=version.document, signature=version.signature, key_id=version.key_id)
+
+
+def policy_of(version: PolicyVersion) -> pb.PrivacyPolicy:
+    """Returns what a version allows."""
+    return pb.PolicyDocument.FromString(version.document).policy
 
 
 def current(session: Session, student: Student, signer: PlanSigner, now: dt.datetime) -> PolicyVersion:
@@ -59,13 +73,20 @@ def append(
         now: when.
 
     Raises:
-        EbbflowError: INVALID_REQUEST if the policy is out of range.
+        EbbflowError: INVALID_REQUEST if the policy is out of range, or the note too long.
     """
+    full = complete_policy(policy)
+    if fault := policy_fault(full):
+        message = f"{fault[0]} must be {fault[1]}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field=f"privacy_policy.{fault[0]}")
+    if len(note) > MAX_NOTE_CHARACTERS:
+        message = f"the note has at most {MAX_NOTE_CHARACTERS} characters"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="note")
     before = newest(session, student.id)
     document = pb.PolicyDocument(
         student=names.make("students", student.id),
         version=before.version + 1 if before else 1,
-        policy=complete_policy(policy),
+        policy=full,
         note=note,
     )
     document.create_time.FromDatetime(now)

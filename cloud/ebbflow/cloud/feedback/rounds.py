@@ -2,7 +2,7 @@
 
 import datetime as dt
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import sqlalchemy as sa
 from google.protobuf import json_format
@@ -10,14 +10,15 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
-from ebbflow.cloud.feedback import policies
+from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.feedback import cohort, policies
+from ebbflow.cloud.feedback.adapters import aggregate_updates
 from ebbflow.cloud.feedback.aggregate import aggregate
-from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, PlanSigner, Timing, make_plan
-from ebbflow.cloud.registry import changes, locks
+from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, DEFAULT_NEAR_MICRO, PlanSigner, Timing, make_plan
+from ebbflow.cloud.feedback.suspects import under_noised
+from ebbflow.cloud.registry import changes
+from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
-    Agent,
-    AgentState,
-    Assignment,
     FeedbackBatch,
     FeedbackRefusal,
     Round,
@@ -25,12 +26,17 @@ from ebbflow.cloud.registry.tables import (
     RoundState,
     Student,
 )
-from ebbflow.cloud.rollout import selector
+from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.accounting import epsilon_of
+from ebbflow.common.privacy.calibration import calibrate
+from ebbflow.common.privacy.windows import window_end, window_start
 
 DEFAULT_DURATION = dt.timedelta(days=1)
 DEFAULT_LOOKBACK = dt.timedelta(days=7)
+
+AdapterMaker = Callable[[pb.PrivacyPolicy, Sequence[cohort.Member]], pb.AdapterPlan]
+"""Makes the plan of a round of adapter updates for a policy and a cohort, or refuses: too few agents for a signal."""
 
 
 def plan_of(round_: Round) -> pb.RoundPlan:
@@ -49,30 +55,23 @@ def epsilon_of_round(round_: Round) -> float:
     return epsilon_of(plan.mechanism.rho_nano, plan.policy.delta)
 
 
-def _cohort(session: Session, student: Student) -> list[str]:
-    """Returns the agents that serve the student now. Whether anybody uses it there plays no part."""
-    wanted = selector.parse(student.selector)
-    query = (
-        sa.select(Agent.id)
-        .join(Assignment, Assignment.agent_id == Agent.id)
-        .where(Agent.state == AgentState.ACTIVE)
-        .where(Assignment.student_id == student.id, Assignment.serving_number.is_not(None))
-        .where(*selector.clauses(wanted))
-        .order_by(Agent.id)
-    )
-    return list(session.scalars(query))
-
-
 def _check_budget(session: Session, plan: pb.RoundPlan, student_id: str) -> None:
-    query = sa.select(Round).where(Round.student_id == student_id, Round.window == plan.window)
+    """Counts rounds by their end and not by the name of their window, which changes with the policy's window_days."""
+    days = plan.policy.window_days
+    query = sa.select(Round).where(
+        Round.student_id == student_id,
+        Round.end_time >= window_start(plan.window),
+        Round.end_time < window_end(plan.window, days),
+    )
     earlier = [plan_of(round_) for round_ in session.scalars(query)]
     spent = sum(before.mechanism.rho_nano for before in earlier)
     policy = plan.policy
-    if len(earlier) >= policy.rounds_per_window or spent + plan.mechanism.rho_nano > policy.rho_cap_nano:
-        message = (
-            f"the window {plan.window} of {policy.window_days} days has had its rounds:"
-            f" {len(earlier)} of {policy.rounds_per_window}"
-        )
+    window = f"the window {plan.window} of {days} days"
+    if len(earlier) >= policy.rounds_per_window:
+        message = f"{window} has had its rounds: {len(earlier)} of {policy.rounds_per_window}"
+        raise EbbflowError(Reason.BUDGET_EXHAUSTED, message, window=plan.window)
+    if spent + plan.mechanism.rho_nano > policy.rho_cap_nano:
+        message = f"{window} had {len(earlier)} rounds that leave too little of what the policy allows now"
         raise EbbflowError(Reason.BUDGET_EXHAUSTED, message, window=plan.window)
 
 
@@ -87,55 +86,91 @@ def open_round(
     *,
     metrics: Sequence[pb.Metric] = (),
     max_users: int = DEFAULT_MAX_USERS,
+    measure: "pb.RoundPlan.Measure.ValueType" = pb.RoundPlan.MEASURE_UNSPECIFIED,
+    near_micro: int = DEFAULT_NEAR_MICRO,
+    adapter: AdapterMaker | None = None,
 ) -> Round:
     """Signs a plan and freezes the cohort: every agent that serves the student is to report, used or not.
 
     Args:
         session: a writing transaction.
         student: whose users vote.
-        bins: from `plans.read_bins`, read before the transaction began.
+        bins: from `plans.read_bins` or `population.bins`, read before the transaction began.
         signer: the feedback key.
         now: when the round opens.
         duration: how long batches are taken.
         lookback: how far back interactions may lie.
         metrics: counters to collect besides the votes; each one costs noise on every cell.
         max_users: largest count that one agent may report in a cell.
+        measure: how agents liken texts to bins.
+        near_micro: least cosine, in millionths, that KIND_NEAR counts.
+        adapter: asks for adapter updates and not for votes; then there are neither bins nor metrics.
 
     Raises:
-        EbbflowError: BUDGET_EXHAUSTED if the window has had its rounds; STATE_CONFLICT if no agent serves the student;
-            INVALID_REQUEST, PLAN_INVALID.
+        EbbflowError: BUDGET_EXHAUSTED if the window has had its rounds; STATE_CONFLICT, IDENTITY_WAITS or
+            LIFETIME_EXHAUSTED if no agent may be asked; INVALID_REQUEST, PLAN_INVALID; what `adapter` raises.
     """
-    locks.exclusive(session, f"rounds of students/{student.id}")
-    policy = policies.signed(policies.current(session, student, signer, now))
+    policies.lock(session, student.id)
+    version = policies.current(session, student, signer, now)
+    policy = policies.policy_of(version)
+    cost_nano = calibrate(policy.epsilon, policy.delta, policy.rounds_per_window).rho_nano
+    members = cohort.choose(session, student, policy, cost_nano, now)
     round_id = secrets.token_hex(6)
-    timing = Timing(now, duration, lookback)
-    plan = make_plan(round_id, student.id, policy, bins, timing, metrics=metrics, max_users=max_users)
+    plan = make_plan(
+        round_id,
+        student.id,
+        policies.signed(version),
+        bins,
+        Timing(now, duration, lookback),
+        metrics=metrics,
+        max_users=max_users,
+        measure=measure,
+        near_micro=near_micro,
+        adapter=adapter(policy, members) if adapter else None,
+    )
     _check_budget(session, plan, student.id)
-    cohort = _cohort(session, student)
-    if not cohort:
-        message = f"no agent serves students/{student.id} yet: start a rollout before the round"
-        raise EbbflowError(Reason.STATE_CONFLICT, message, student=student.id)
+    return _record(session, student.id, plan, signer, members, now)
+
+
+def _record(
+    session: Session,
+    student_id: str,
+    plan: pb.RoundPlan,
+    signer: PlanSigner,
+    members: Sequence[cohort.Member],
+    now: dt.datetime,
+) -> Round:
     signed = signer.sign(plan)
     round_ = Round(
-        id=round_id,
-        student_id=student.id,
+        id=names.parse(plan.round, "rounds"),
+        student_id=student_id,
         state=RoundState.OPEN,
         plan=signed.plan,
         signature=signed.signature,
         key_id=signed.key_id,
         window=plan.window,
-        end_time=now + duration,
+        end_time=plan.end_time.ToDatetime(dt.UTC),
         create_time=now,
     )
     session.add(round_)
     session.flush()
-    session.add_all(RoundMember(round_id=round_id, agent_id=agent_id) for agent_id in cohort)
+    session.execute(
+        sa.insert(RoundMember), [{"round_id": round_.id, "agent_id": member.agent_id} for member in members]
+    )
     changes.bump(session, "plan")
     return round_
 
 
-def close_round(session: Session, round_id: str) -> Round:
+def close_round(
+    session: Session, round_id: str, blobs: BlobStore | None = None, suspects: Collection[str] | None = None
+) -> Round:
     """Takes no more batches and aggregates those that were kept. A round that is closed stays as it is.
+
+    Args:
+        session: a writing transaction.
+        round_id: which.
+        blobs: where adapter updates are and their average goes; votes need none.
+        suspects: agents to leave out, from `find_suspects`, which takes longer than a transaction should; None asks it.
 
     Raises:
         EbbflowError: ROUND_NOT_FOUND.
@@ -144,28 +179,63 @@ def close_round(session: Session, round_id: str) -> Round:
     if round_ is None:
         raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no round rounds/{round_id}", round=round_id)
     if round_.state == RoundState.OPEN:
-        reports = session.scalars(
-            sa.select(FeedbackBatch.noisy).where(FeedbackBatch.round_id == round_id).execution_options(yield_per=500)
-        )
-        round_.aggregate = json_format.MessageToDict(aggregate(plan_of(round_), reports))
+        found = under_noised(session, round_) if suspects is None else suspects
+        round_.aggregate = json_format.MessageToDict(_aggregate(session, round_, blobs, found))
         round_.state = RoundState.CLOSED
         changes.bump(session, "plan")
         session.flush()
     return round_
 
 
-def close_overdue(session: Session, now: dt.datetime) -> list[str]:
-    """Closes the rounds whose time is over; returns their ids. One step of the server's tick."""
+def find_suspects(session: Session, round_id: str) -> set[str]:
+    """Returns the agents whose batches a round should not add up; empty if there is no such round, or it is closed.
+
+    To be asked in a reading transaction before `close_round`. A batch that comes in between is looked at in the next
+    round.
+    """
+    round_ = session.get(Round, round_id)
+    return under_noised(session, round_) if round_ is not None and round_.state is RoundState.OPEN else set()
+
+
+def _aggregate(
+    session: Session, round_: Round, blobs: BlobStore | None, suspects: Collection[str]
+) -> round_pb2.Aggregate:
+    plan = plan_of(round_)
+    if plan.HasField("adapter"):
+        if blobs is None:
+            raise ValueError("adapter updates need a blob store")
+        result = aggregate_updates(session, blobs, round_, suspects)
+    else:
+        query = sa.select(FeedbackBatch.agent_id, FeedbackBatch.noisy).where(FeedbackBatch.round_id == round_.id)
+        rows = session.execute(query.execution_options(yield_per=500))
+        result = aggregate(plan, (noisy for agent_id, noisy in rows if agent_id not in suspects))
+    result.under_noised_agents.extend(names.make("agents", agent_id) for agent_id in sorted(suspects))
+    return result
+
+
+def overdue(session: Session, now: dt.datetime) -> list[str]:
+    """Returns the ids of the open rounds whose time is over, oldest first."""
     query = sa.select(Round.id).where(Round.state == RoundState.OPEN, Round.end_time <= now).order_by(Round.end_time)
-    return [close_round(session, round_id).id for round_id in session.scalars(query).all()]
+    return list(session.scalars(query))
+
+
+def close_overdue(registry: Registry, now: dt.datetime, blobs: BlobStore | None = None) -> list[str]:
+    """Closes the rounds whose time is over, each in a transaction of its own; returns their ids."""
+    with registry.reading() as session:
+        due = {round_id: find_suspects(session, round_id) for round_id in overdue(session, now)}
+    for round_id, suspects in due.items():
+        with registry.transaction() as session:
+            close_round(session, round_id, blobs, suspects)
+    return list(due)
 
 
 def current_plans(session: Session, agent_id: str, now: dt.datetime) -> list[pb.SignedPlan]:
     """Returns the signed plans of the open rounds that an agent belongs to, oldest first."""
+    # As a condition and not as a join: few rounds are open, and an agent has been a member of many.
+    asked = sa.exists().where(RoundMember.round_id == Round.id, RoundMember.agent_id == agent_id)
     query = (
         sa.select(Round)
-        .join(RoundMember, RoundMember.round_id == Round.id)
-        .where(RoundMember.agent_id == agent_id, Round.state == RoundState.OPEN, Round.end_time > now)
+        .where(Round.state == RoundState.OPEN, Round.end_time > now, asked)
         .order_by(Round.create_time, Round.id)
     )
     rounds = session.scalars(query)

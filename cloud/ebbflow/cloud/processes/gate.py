@@ -18,6 +18,7 @@ from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Distillation, Json, Release, Student
 from ebbflow.cloud.release import gate, publish, repository
 from ebbflow.cloud.release.anchor import Anchor
+from ebbflow.cloud.release.lineage import Costs, costs
 from ebbflow.cloud.release.publish import Proposal
 from ebbflow.cloud.release.repository import Trust
 from ebbflow.common import names
@@ -119,7 +120,7 @@ class Gate:
             facts = _facts(session, change.student_id, change.number)
         texts = gate.gate_texts(corpus.load(self._blobs, facts.corpus_sha256).split("gate"))
         found = gate.measure(change.files, change.student_id, change.number, self._blobs, texts, self._scratch)
-        return found.card(facts.feedback_epsilon), gate.objection(found, facts.base_bits_per_byte, self._limits)
+        return found.card(facts.costs), gate.objection(found, facts.base_bits_per_byte, self._limits)
 
     def _answer(self, proposal: Proposal | None, card: Json, reason: str) -> None:
         with self._registry.transaction() as session:
@@ -137,7 +138,7 @@ class _Facts:
     """What the registry says of a release under evaluation."""
 
     corpus_sha256: str
-    feedback_epsilon: float
+    costs: Costs
     base_bits_per_byte: float | None
     """As the gate measured it then, on the same corpus; None without a base."""
 
@@ -150,4 +151,4 @@ def _facts(session: Session, student_id: str, number: int) -> _Facts:
     job = session.get(Distillation, release.distillation_id)
     base = session.get(Release, (student_id, job.base_release)) if job and job.base_release else None
     bits = base.card.get("bitsPerByte") if base else None
-    return _Facts(student.corpus_sha256, job.feedback_epsilon if job else 0.0, float(bits[0]) if bits else None)
+    return _Facts(student.corpus_sha256, costs(session, job) if job else Costs(), float(bits[0]) if bits else None)

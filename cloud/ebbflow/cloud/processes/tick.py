@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ebbflow.cloud.feedback import rounds
+from ebbflow.cloud.feedback import retention, rounds
 from ebbflow.cloud.registry import answers, clock
 from ebbflow.cloud.release import publish, standing, withdraw
 from ebbflow.cloud.rollout import store
@@ -25,6 +25,7 @@ DELTAS_EVERY = dt.timedelta(seconds=2)
 """So often that the first device of a rollout finds its delta built, or being built."""
 SLOW_JOBS_EVERY = dt.timedelta(seconds=10)
 WARNINGS_EVERY = dt.timedelta(days=1)
+FORGET_EVERY = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ def jobs_of(cloud: Cloud) -> list[Job]:
         return False
 
     def close_rounds(now: dt.datetime) -> bool:
-        with registry.transaction() as session:
-            return bool(rounds.close_overdue(session, now))
+        return bool(rounds.close_overdue(registry, now, cloud.blobs))
+
+    def forget(now: dt.datetime) -> bool:
+        retention.forget(registry, cloud.blobs, now)
+        return False
 
     def sweep(now: dt.datetime) -> bool:
         with registry.transaction() as session:
@@ -119,4 +123,5 @@ def jobs_of(cloud: Cloud) -> list[Job]:
         Job("looking at signatures", warn, WARNINGS_EVERY),
         Job("retiring releases", retire, SLOW_JOBS_EVERY),
         Job("sweeping", sweep, SLOW_JOBS_EVERY),
+        Job("forgetting old batches", forget, FORGET_EVERY),
     ]

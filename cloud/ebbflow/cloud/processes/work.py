@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from securesystemslib.signer import Signer
 
-from ebbflow.cloud.distillation.worker import Stopping, Worker
+from ebbflow.cloud.distillation.endings import Stopping
+from ebbflow.cloud.distillation.worker import Worker
 from ebbflow.cloud.processes import logs
 from ebbflow.cloud.processes.settings import CloudSettings
 from ebbflow.cloud.registry.engine import Registry

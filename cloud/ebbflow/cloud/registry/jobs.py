@@ -9,7 +9,7 @@ import datetime as dt
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ebbflow.cloud.registry.tables import Distillation, DistillationState
+from ebbflow.cloud.registry.tables import Distillation, DistillationState, Json
 from ebbflow.common.errors import EbbflowError, Reason
 
 
@@ -85,6 +85,15 @@ def finish(session: Session, job: Distillation, now: dt.datetime, release_number
         eta_time=None,
         update_time=now,
     )
+
+
+def note_private(session: Session, job: Distillation, now: dt.datetime, training: Json) -> None:
+    """Writes down what private training costs, before its first step.
+
+    Raises:
+        EbbflowError: LEASE_LOST if another worker took over or somebody cancelled; stop at once.
+    """
+    _fenced(session, job, private_training=training, update_time=now)
 
 
 def stall(session: Session, job: Distillation, now: dt.datetime, error: str) -> None:

@@ -471,7 +471,7 @@ class FeedbackRefusal(Base):
     """A batch that was refused. Its payload is not kept: an under-noised batch is raw user data."""
 
     __tablename__ = "feedback_refusals"
-    __table_args__ = (sa.Index(None, "round_id"),)
+    __table_args__ = (sa.Index(None, "round_id"), sa.Index(None, "agent_id"))
     id: Mapped[int] = mapped_column(
         sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True, init=False
     )

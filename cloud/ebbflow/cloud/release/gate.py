@@ -15,6 +15,7 @@ from ebbflow.api.v1 import release_pb2
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.distillation.corpus import Text
 from ebbflow.cloud.registry.tables import Json
+from ebbflow.cloud.release.lineage import Costs
 from ebbflow.cloud.release.measure import bits_per_byte, probe_loss
 from ebbflow.cloud.release.rules import ReleaseFile
 from ebbflow.common.codes.artefact import PRECISIONS, read_variant
@@ -57,13 +58,15 @@ class Measurement:
     tolerance: float
     """Of the manifest's probe."""
 
-    def card(self, feedback_epsilon: float) -> Json:
+    def card(self, costs: Costs) -> Json:
         """Returns the proto JSON of an `EvaluationCard`; numbers that are not finite are left out as 0."""
         card = release_pb2.EvaluationCard(
             bits_per_byte=map(_finite, self.bits_per_byte.values()),
             topic_bits_per_byte={topic: _finite(bits) for topic, bits in self.topic_bits_per_byte.items()},
             probe_loss=map(_finite, self.probe_loss.values()),
-            feedback_epsilon=feedback_epsilon,
+            feedback_epsilon=costs.feedback_epsilon,
+            training_epsilon=costs.training_epsilon,
+            training_delta=costs.training_delta,
         )
         return json_format.MessageToDict(card)
 
@@ -162,6 +165,8 @@ def _load(file: ReleaseFile, manifest: Manifest, precision: str, blobs: BlobStor
         variant = read_variant(path)
         if variant.precision != precision or variant.config.to_hf() != dict(manifest.config):
             raise _corrupt(f"{precision} is of another precision or shape than the manifest says")
+        if variant.kept_bf16 != manifest.kept_bf16:
+            raise _corrupt(f"{precision} keeps other matrices in bf16 than the manifest says")
         return build_student(variant)
 
 

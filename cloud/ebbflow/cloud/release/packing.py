@@ -36,6 +36,8 @@ class PackedWeights:
     """Probe loss of each precision in nats per token."""
     tokenizer: Blob
     probe: Probe
+    kept_bf16: tuple[str, ...] = ()
+    """Matrices that no precision codes."""
 
 
 def neighbour(session: Session, job: Distillation) -> str | None:
@@ -61,6 +63,7 @@ def pack_weights(
     probe_token_ids: Sequence[Sequence[int]],
     scratch: Path,
     neighbour_sha256: str | None = None,
+    kept_bf16: Sequence[str] = (),
 ) -> PackedWeights:
     """Writes every precision and measures it as a device will load it.
 
@@ -72,9 +75,11 @@ def pack_weights(
         scratch: folder on a disk with room for the two largest files.
         neighbour_sha256: INT8 file of an earlier release. Its scales are kept if its tensors have the same shapes; a
             file that is gone or damaged only makes deltas longer.
+        kept_bf16: matrices that no precision codes, as `choose_kept` returns them.
 
     Raises:
-        EbbflowError: WEIGHTS_INVALID if a weight is not finite or too large to code; DISK_FULL.
+        EbbflowError: WEIGHTS_INVALID if a weight is not finite or too large to code; INVALID_REQUEST if `kept_bf16`
+            names what cannot be kept; DISK_FULL.
     """
     tensors = {name: tensor.detach().float().numpy() for name, tensor in student.state_dict().items()}
     probe = Probe(tuple(map(tuple, probe_token_ids)), PROBE_TOLERANCE)
@@ -85,11 +90,11 @@ def pack_weights(
         kept = _kept(blobs, neighbour_sha256, student.config, Path(folder) / "neighbour.safetensors")
         for precision in PRECISIONS:
             path = Path(folder) / f"{precision}.safetensors"
-            write_variant(path, tensors, student.config, precision, kept)
+            write_variant(path, tensors, student.config, precision, kept, kept_bf16)
             losses[precision] = probe_loss(load_student(path), probe)
             variants[precision] = blobs.put_file(path)
             path.unlink()
-    return PackedWeights(student.config, variants, losses, blobs.put([tokenizer]), probe)
+    return PackedWeights(student.config, variants, losses, blobs.put([tokenizer]), probe, tuple(kept_bf16))
 
 
 def _kept(blobs: BlobStore, sha256: str | None, config: StudentConfig, path: Path) -> Variant | None:
@@ -128,6 +133,7 @@ def number_files(packed: PackedWeights, blobs: BlobStore, student_id: str, numbe
             for precision, blob in packed.variants.items()
         },
         probe=packed.probe,
+        kept_bf16=packed.kept_bf16,
     )
     files: dict[str, Blob] = {
         "manifest": blobs.put([manifest.to_json()]),

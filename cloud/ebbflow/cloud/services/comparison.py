@@ -76,9 +76,14 @@ def _tensors(statistics: Json) -> list[pb.TensorChange]:
 
 
 def _configuration(blobs: BlobStore, base: Release, target: Release) -> list[str]:
-    old, new = (Manifest.from_json(blobs.read(_sha256(row, "manifest"))).config for row in (base, target))
+    old, new = (_settings(Manifest.from_json(blobs.read(_sha256(row, "manifest")))) for row in (base, target))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return [f"{key}: {_shown(old, key)} -> {_shown(new, key)}" for key in keys]
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    """The student's configuration, and which of its matrices no precision codes."""
+    return {**manifest.config, **({"kept_bf16": ", ".join(manifest.kept_bf16)} if manifest.kept_bf16 else {})}
 
 
 def _shown(config: Mapping[str, Any], key: str) -> str:

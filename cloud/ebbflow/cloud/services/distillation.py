@@ -11,17 +11,14 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import distillation_pb2 as pb
 from ebbflow.api.v1 import distillation_pb2_grpc
-from ebbflow.cloud.distillation.recipe import Recipe
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.paging import page
-from ebbflow.cloud.registry.tables import Distillation, DistillationState, Student
-from ebbflow.cloud.services import mixture, watch
+from ebbflow.cloud.registry.tables import Distillation, DistillationState
+from ebbflow.cloud.services import sources, watch
 from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
 from ebbflow.cloud.services.convert import distillations
 from ebbflow.cloud.services.convert.common import to_json
-from ebbflow.cloud.services.release import find as find_release
-from ebbflow.cloud.services.round import find as find_round
 from ebbflow.cloud.services.student import find as find_student
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
@@ -42,19 +39,19 @@ class DistillationService(distillation_pb2_grpc.DistillationServiceServicer):
         self, request: pb.CreateDistillationRequest, context: Context
     ) -> pb.CreateDistillationResponse:
         """Queues a run."""
-        call, wanted = current(), request.distillation
-        Recipe.from_json(to_json(wanted.recipe))
+        cloud, call, wanted = self._cloud, current(), request.distillation
+        private = await cloud.in_thread(cloud.files, lambda: sources.private(wanted, cloud.blobs))
 
         def work(session: Session, now: dt.datetime) -> pb.CreateDistillationResponse:
             def act() -> pb.CreateDistillationResponse:
-                row = _queue(session, wanted, now)
+                row = _queue(session, wanted, private, now)
                 return pb.CreateDistillationResponse(distillation=distillations.distillation(row))
 
             answer = remember(session, call.actor, request.request_id, request, now, act, pb.CreateDistillationResponse)
             call.resource = answer.distillation.name
             return answer
 
-        return await self._cloud.change(work)
+        return await cloud.change(work)
 
     async def GetDistillation(self, request: pb.GetDistillationRequest, context: Context) -> pb.GetDistillationResponse:
         """Returns one."""
@@ -121,37 +118,26 @@ def find(session: Session, id_: str) -> Distillation:
     return row
 
 
-def _queue(session: Session, wanted: pb.Distillation, now: dt.datetime) -> Distillation:
+def _queue(session: Session, wanted: pb.Distillation, private: sources.Private, now: dt.datetime) -> Distillation:
     student = find_student(session, names.parse(wanted.student, "students"))
-    resolved = _mixture(session, wanted, student)
+    found = sources.resolve(session, wanted, student)
     row = Distillation(
         id=secrets.token_hex(6),
         student_id=student.id,
         state=DistillationState.QUEUED,
         recipe=to_json(wanted.recipe),
-        mixture=resolved.mixture,
-        base_release=_base(session, wanted, student) if wanted.base_release else None,
-        round_id=names.parse(wanted.round, "rounds") if wanted.round else None,
-        feedback_epsilon=resolved.feedback_epsilon,
+        mixture=found.mixture,
+        base_release=found.base_release,
+        round_id=found.round_id,
+        feedback_epsilon=found.feedback_epsilon,
+        population=found.population,
+        population_share=found.population_share,
+        adapter_round_id=found.adapter_round_id,
+        private_corpus_sha256=private.corpus_sha256,
+        private_training=private.training,
         create_time=now,
         update_time=now,
     )
     session.add(row)
     session.flush()
     return row
-
-
-def _mixture(session: Session, wanted: pb.Distillation, student: Student) -> mixture.Resolved:
-    if wanted.mixture:
-        return mixture.explicit(dict(wanted.mixture), student.topics)
-    if wanted.round:
-        return mixture.of_round(find_round(session, names.parse(wanted.round, "rounds")), student.id)
-    return mixture.Resolved()
-
-
-def _base(session: Session, wanted: pb.Distillation, student: Student) -> int:
-    student_id, number = names.parse_release(wanted.base_release)
-    if student_id != student.id:
-        message = f"{wanted.base_release} is no release of {wanted.student}"
-        raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.base_release")
-    return find_release(session, student_id, number).number

@@ -90,6 +90,7 @@ class EnrolmentService(enrolment_pb2_grpc.EnrolmentServiceServicer):
                 labels=selector.check_labels({**request.labels, **token.labels}),
                 profile=to_json(request.profile),
                 create_time=now,
+                new_device=request.new_device,
             )
         )
         issued = cloud.authority.issue_agent(request.csr_der, agent_id, cloud.agent_lifetime, now)

@@ -4,10 +4,11 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import feedback_pb2_grpc
-from ebbflow.cloud.feedback import batches, rounds
+from ebbflow.cloud.feedback import batches, charges, rounds
 from ebbflow.cloud.registry import clock
 from ebbflow.cloud.services.call import current
 from ebbflow.cloud.services.cloud import Cloud
@@ -24,11 +25,14 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         self._cloud = cloud
 
     async def GetPlan(self, request: pb.GetPlanRequest, context: Context) -> pb.GetPlanResponse:
-        """Returns the plans of the open rounds that the agent belongs to."""
+        """Returns the plans of the open rounds that the agent belongs to, and every charge that the cloud knows of."""
         agent_id = current().agent_id
-        return pb.GetPlanResponse(
-            plans=await self._cloud.read(lambda session: rounds.current_plans(session, agent_id, clock.now()))
-        )
+
+        def work(session: Session) -> pb.GetPlanResponse:
+            plans = rounds.current_plans(session, agent_id, clock.now())
+            return pb.GetPlanResponse(plans=plans, charges=charges.known(session, agent_id))
+
+        return await self._cloud.read(work)
 
     async def SubmitBatch(self, request: pb.SubmitBatchRequest, context: Context) -> pb.SubmitBatchResponse:
         """Keeps a batch, or refuses it and keeps no byte of it."""
@@ -36,7 +40,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         agent_id, key = call.agent_id, call.caller.public_key
         call.resource = round_of(request.batch)
         await cloud.in_thread(
-            cloud.sql, lambda: batches.submit(cloud.registry, agent_id, request.batch, key, clock.now())
+            cloud.sql, lambda: batches.submit(cloud.registry, agent_id, request.batch, key, clock.now(), cloud.blobs)
         )
         await cloud.change(lambda _session, _now: None)
         return pb.SubmitBatchResponse()

@@ -28,10 +28,11 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> pb.ListPrivacyAccountsResponse:
         """Returns a page of accounts, by agent, student and window."""
         agent_id = names.parse(request.agent, "agents") if request.agent else ""
-        rows, token = await self._cloud.read(
+        cloud = self._cloud
+        statements, token = await cloud.read(
             lambda session: list_accounts(session, agent_id, request.page_size, request.page_token)
         )
-        accounts = [ledger.account(row, entries) for row, entries in rows]
+        accounts = await cloud.in_thread(cloud.files, lambda: [ledger.account(one) for one in statements])
         return pb.ListPrivacyAccountsResponse(privacy_accounts=accounts, next_page_token=token)
 
     async def ListAuditEntries(

@@ -16,6 +16,7 @@ from ebbflow.api.v1 import (
     feedback_pb2_grpc,
     fleet_pb2_grpc,
     ledger_pb2_grpc,
+    population_pb2_grpc,
     release_pb2_grpc,
     rollout_pb2_grpc,
     round_pb2_grpc,
@@ -34,6 +35,7 @@ from ebbflow.cloud.services.fleet import FleetService
 from ebbflow.cloud.services.hub import Hub
 from ebbflow.cloud.services.ledger import LedgerService
 from ebbflow.cloud.services.policy import PACKAGE
+from ebbflow.cloud.services.population import PopulationService
 from ebbflow.cloud.services.release import ReleaseService
 from ebbflow.cloud.services.rollout import RolloutService
 from ebbflow.cloud.services.round import RoundService
@@ -50,6 +52,7 @@ MAIN_SERVICES = (
     "FeedbackService",
     "FleetService",
     "LedgerService",
+    "PopulationService",
     "ReleaseService",
     "RolloutService",
     "RoundService",
@@ -125,6 +128,7 @@ def _register(server: grpc.aio.Server, cloud: Cloud, hub: Hub) -> None:
     feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(FeedbackService(cloud), server)
     fleet_pb2_grpc.add_FleetServiceServicer_to_server(FleetService(cloud, hub), server)
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerService(cloud), server)
+    population_pb2_grpc.add_PopulationServiceServicer_to_server(PopulationService(cloud), server)
     release_pb2_grpc.add_ReleaseServiceServicer_to_server(ReleaseService(cloud), server)
     rollout_pb2_grpc.add_RolloutServiceServicer_to_server(RolloutService(cloud, hub), server)
     round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(cloud, hub), server)

@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ebbflow.cloud.feedback import rounds
+from sqlalchemy.orm import Session
+
+from ebbflow.cloud.feedback import population, rounds
 from ebbflow.cloud.registry.tables import Round, RoundState
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
@@ -34,8 +36,10 @@ def explicit(wanted: Mapping[str, float], topics: Sequence[str]) -> Resolved:
     return Resolved(_normalised(wanted))
 
 
-def of_round(row: Round, student_id: str) -> Resolved:
+def of_round(session: Session, row: Round, student_id: str) -> Resolved:
     """Takes the weights that a closed round gives the bins. A round that tells nothing but noise gives none.
+
+    A round on a population's prompts gives each topic the weight of its prompts together.
 
     Raises:
         EbbflowError: INVALID_REQUEST if it is another student's round, STATE_CONFLICT while it is open.
@@ -47,10 +51,14 @@ def of_round(row: Round, student_id: str) -> Resolved:
     if row.state is not RoundState.CLOSED:
         raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
     aggregate = rounds.aggregate_of(row)
+    if aggregate.HasField("adapter"):
+        message = f"{name} collected adapter updates, which give no mixture: name it as adapter_round"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
     if not aggregate.informative:
         return Resolved()
     policy = rounds.plan_of(row).policy
-    return Resolved(_normalised({bin_.bin_id: bin_.weight for bin_ in aggregate.bins}), policy.epsilon)
+    weights = [(bin_.bin_id, bin_.weight) for bin_ in aggregate.bins]
+    return Resolved(_normalised(population.topic_weights(session, row, weights)), policy.epsilon)
 
 
 def _normalised(weights: Mapping[str, float]) -> dict[str, float]:

@@ -104,6 +104,7 @@ _BY_SERVICE: dict[str, dict[str, Rule]] = {
         "CreateAdmin": _OWN,
     },
     "RoundService": {"OpenRound": _OPERATE, "CloseRound": _OPERATE, "GetRound": _READ, "ListRounds": _READ},
+    "PopulationService": {"EvolvePopulation": _OPERATE, "GetPopulation": _READ, "ListPopulations": _READ},
     "LedgerService": {"ListPrivacyAccounts": _READ, "ListAuditEntries": _READ},
 }
 

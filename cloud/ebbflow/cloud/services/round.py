@@ -8,10 +8,12 @@ import grpc
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ebbflow.api.v1 import feedback_pb2, round_pb2_grpc
 from ebbflow.api.v1 import round_pb2 as pb
-from ebbflow.api.v1 import round_pb2_grpc
+from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.feedback import adapters, cohort, population
 from ebbflow.cloud.feedback import rounds as feedback
-from ebbflow.cloud.feedback.plans import read_bins
+from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, DEFAULT_NEAR_MICRO, read_bins
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import Round
@@ -37,18 +39,25 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     async def OpenRound(self, request: pb.OpenRoundRequest, context: Context) -> pb.OpenRoundResponse:
         """Signs a plan and asks every agent of the student for a batch."""
         cloud, call, student_id = self._cloud, current(), names.parse(request.student, "students")
-        student = await cloud.read(lambda session: find_student(session, student_id))
-        bins = await cloud.in_thread(cloud.files, lambda: read_bins(cloud.blobs, student.corpus_sha256, student.topics))
+        check_options(request)
+        bins = await self._bins(request, student_id)
 
         def open_(session: Session, now: dt.datetime) -> pb.OpenRoundResponse:
+            student = find_student(session, student_id)
+            asks_adapter = request.HasField("adapter")
             row = feedback.open_round(
                 session,
-                find_student(session, student_id),
+                student,
                 bins,
                 cloud.plan_signer,
                 now,
                 duration(request.duration, feedback.DEFAULT_DURATION),
                 duration(request.lookback, feedback.DEFAULT_LOOKBACK),
+                metrics=request.metrics,
+                max_users=request.max_users or DEFAULT_MAX_USERS,
+                measure=request.measure,
+                near_micro=request.near_micro or DEFAULT_NEAR_MICRO,
+                adapter=_adapter_maker(session, cloud.blobs, request, student_id) if asks_adapter else None,
             )
             session.flush()
             return pb.OpenRoundResponse(round=_message(session, row))
@@ -70,10 +79,25 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         self._hub.nudge()
         return answer
 
+    async def _bins(self, request: pb.OpenRoundRequest, student_id: str) -> list[feedback_pb2.Bin]:
+        """What is voted over: the prompts of a generation, or the topics of the corpus; nothing for adapter updates."""
+        cloud = self._cloud
+        student = await cloud.read(lambda session: find_student(session, student_id))
+        if request.HasField("adapter"):
+            return []
+        if request.population:
+            return await cloud.read(lambda session: population.bins(session, student_id, request.population))
+        return await cloud.in_thread(cloud.files, lambda: read_bins(cloud.blobs, student.corpus_sha256, student.topics))
+
     async def CloseRound(self, request: pb.CloseRoundRequest, context: Context) -> pb.CloseRoundResponse:
         """Refuses further batches and aggregates those that came."""
-        id_ = names.parse(request.name, "rounds")
-        answer = await self._cloud.change(lambda session, now: _message(session, feedback.close_round(session, id_)))
+        cloud, id_ = self._cloud, names.parse(request.name, "rounds")
+        suspects = await cloud.read(lambda session: feedback.find_suspects(session, id_))
+
+        def work(session: Session, _: dt.datetime) -> pb.Round:
+            return _message(session, feedback.close_round(session, id_, cloud.blobs, suspects))
+
+        answer = await cloud.change(work)
         self._hub.nudge()
         return pb.CloseRoundResponse(round=answer)
 
@@ -94,6 +118,34 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
             return pb.ListRoundsResponse(rounds=_messages(session, rows), next_page_token=token)
 
         return await self._cloud.read(work)
+
+
+def check_options(request: pb.OpenRoundRequest) -> None:
+    """Refuses options that contradict each other.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST.
+    """
+    if not request.HasField("adapter"):
+        return
+    for field in ("metrics", "population", "measure", "near_micro"):
+        if getattr(request, field):
+            message = f"a round of adapter updates has no votes, so {field} makes no sense"
+            raise EbbflowError(Reason.INVALID_REQUEST, message, field=field)
+
+
+def _adapter_maker(
+    session: Session, blobs: BlobStore, request: pb.OpenRoundRequest, student_id: str
+) -> feedback.AdapterMaker:
+    """Plans an adapter for the release that most of the cohort serve."""
+
+    def make(policy: feedback_pb2.PrivacyPolicy, members: Sequence[cohort.Member]) -> feedback_pb2.AdapterPlan:
+        release = cohort.serving_most(members)
+        config = adapters.config_of(session, blobs, student_id, release)
+        able = cohort.able(members, release, request.adapter.max_staleness)
+        return adapters.make_adapter_plan(request.adapter, release, config, policy, able)
+
+    return make
 
 
 def find(session: Session, id_: str) -> Round:

@@ -74,6 +74,7 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
             )
             session.add(row)
             session.flush()
+            policies.current(session, row, cloud.plan_signer, now)
             return pb.CreateStudentResponse(student=students.student(row))
 
         return await cloud.change(
@@ -125,7 +126,7 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
         policy = await cloud.in_thread(cloud.files, lambda: with_lifetime(wanted, request.lifetime_epsilon))
 
         def work(session: Session, now: dt.datetime) -> pb.UpdatePrivacyPolicyResponse:
-            exclusive(session, f"rounds of {request.name}")
+            policies.lock(session, student_id)
             row = find(session, student_id)
             policies.current(session, row, cloud.plan_signer, now)  # what held before stays on record
             version = policies.append(session, row, policy, request.note, cloud.plan_signer, now)

@@ -133,7 +133,9 @@ class Distillation(_message.Message):
     adapter_round: _builtins.str
     """Closed round of adapter updates whose average is added to the weights of `base_release` first, such as "rounds/5c1e"."""
     private_corpus_sha256: _builtins.bytes
-    """SHA-256 of a blob of private texts, lines of JSON as in a corpus, that the student is trained on last, by DP-SGD."""
+    """SHA-256 of a blob of private texts, lines of JSON as in a corpus, that the student is trained on last, by DP-SGD.
+    Input only: answers do not repeat it, because it would confirm a guess of the texts.
+    """
     @_builtins.property
     def recipe(self) -> Global___Recipe:
         """How to train."""
@@ -208,7 +210,7 @@ class Recipe(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     KEEP_BF16_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
-    """Optimiser steps."""
+    """Optimiser steps; 0 is possible where an adapter round or private training changes the base release's weights."""
     batch_size: _builtins.int
     """Sequences of one step, over all micro-batches."""
     sequence_length: _builtins.int
@@ -265,6 +267,10 @@ class PrivateTraining(_message.Message):
     CLIP_NORM_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
     SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    PLD_EPSILON_FIELD_NUMBER: _builtins.int
+    PRV_EPSILON_FIELD_NUMBER: _builtins.int
     epsilon: _builtins.float
     """Epsilon that the whole run may cost; the noise follows from it."""
     delta: _builtins.float
@@ -281,6 +287,14 @@ class PrivateTraining(_message.Message):
     """Learning rate."""
     sequence_length: _builtins.int
     """Tokens of a text; longer ones are cut. 0 means the recipe's sequence_length."""
+    rank: _builtins.int
+    """Rank of the change of the linear layers that is trained; 0 trains every weight."""
+    noise_multiplier: _builtins.float
+    """Standard deviation of the noise on a step's sum over `clip_norm`, as the worker calibrated it. Output only."""
+    pld_epsilon: _builtins.float
+    """Epsilon of the whole run by privacy loss distributions (dp-accounting): what is claimed. Output only."""
+    prv_epsilon: _builtins.float
+    """The same by Opacus' PRV accountant, for comparison. Output only."""
     def __init__(
         self,
         *,
@@ -292,10 +306,14 @@ class PrivateTraining(_message.Message):
         clip_norm: _builtins.float = ...,
         learning_rate: _builtins.float = ...,
         sequence_length: _builtins.int = ...,
+        rank: _builtins.int = ...,
+        noise_multiplier: _builtins.float = ...,
+        pld_epsilon: _builtins.float = ...,
+        prv_epsilon: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip_norm", b"clip_norm", "corpus_size", b"corpus_size", "delta", b"delta", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "sequence_length", b"sequence_length", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip_norm", b"clip_norm", "corpus_size", b"corpus_size", "delta", b"delta", "epsilon", b"epsilon", "learning_rate", b"learning_rate", "noise_multiplier", b"noise_multiplier", "pld_epsilon", b"pld_epsilon", "prv_epsilon", b"prv_epsilon", "rank", b"rank", "sequence_length", b"sequence_length", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -282,6 +282,7 @@ class AdapterPlan(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     SEQUENCE_LENGTH_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    USERS_PER_AGENT_FIELD_NUMBER: _builtins.int
     release: _builtins.int
     """Newest release whose weights an update may change."""
     max_staleness: _builtins.int
@@ -299,11 +300,13 @@ class AdapterPlan(_message.Message):
     steps: _builtins.int
     """Steps of training for each user."""
     batch_size: _builtins.int
-    """Sequences expected in a step."""
+    """Sequences of a step, drawn from the user's with replacement."""
     sequence_length: _builtins.int
     """Tokens of a sequence; longer texts are cut."""
     learning_rate: _builtins.float
     """Learning rate of plain gradient descent."""
+    users_per_agent: _builtins.int
+    """How many users the operator expects on each agent; the sum of the changes is divided by as many."""
     @_builtins.property
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Which linear layers change, by the last part of their names, such as "q_proj"."""
@@ -323,10 +326,11 @@ class AdapterPlan(_message.Message):
         batch_size: _builtins.int = ...,
         sequence_length: _builtins.int = ...,
         learning_rate: _builtins.float = ...,
+        users_per_agent: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip_norm", b"clip_norm", "dimension", b"dimension", "learning_rate", b"learning_rate", "max_staleness", b"max_staleness", "modules", b"modules", "rank", b"rank", "release", b"release", "scale", b"scale", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "clip_norm", b"clip_norm", "dimension", b"dimension", "learning_rate", b"learning_rate", "max_staleness", b"max_staleness", "modules", b"modules", "rank", b"rank", "release", b"release", "scale", b"scale", "seed", b"seed", "sequence_length", b"sequence_length", "steps", b"steps", "users_per_agent", b"users_per_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

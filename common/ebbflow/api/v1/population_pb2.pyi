@@ -64,7 +64,7 @@ class Population(_message.Message):
         METHOD_UNSPECIFIED: Population._Method.ValueType  # 0
         """Not said."""
         METHOD_PUBLIC_TEXTS: Population._Method.ValueType  # 1
-        """Public texts of the corpus, drawn by the votes of their topics."""
+        """Public texts of the corpus, drawn by the votes of their topics and by their likeness to winners."""
         METHOD_TEACHER: Population._Method.ValueType  # 2
         """Variations of the winners by the teacher."""
 
@@ -74,7 +74,7 @@ class Population(_message.Message):
     METHOD_UNSPECIFIED: Population.Method.ValueType  # 0
     """Not said."""
     METHOD_PUBLIC_TEXTS: Population.Method.ValueType  # 1
-    """Public texts of the corpus, drawn by the votes of their topics."""
+    """Public texts of the corpus, drawn by the votes of their topics and by their likeness to winners."""
     METHOD_TEACHER: Population.Method.ValueType  # 2
     """Variations of the winners by the teacher."""
 
@@ -146,7 +146,9 @@ class Prompt(_message.Message):
     topic: _builtins.str
     """Topic of the corpus that it belongs to."""
     parent: _builtins.str
-    """The prompt that it varies; empty if it is a public text."""
+    """The prompt of the generation before that it repeats, varies or was chosen to be like; empty if it is a public text
+    drawn by its topic.
+    """
     weight: _builtins.float
     """Share that it has in training texts."""
     def __init__(
@@ -224,7 +226,9 @@ class EvolvePopulationRequest(_message.Message):
     student: _builtins.str
     """Student, such as "students/faq"."""
     round: _builtins.str
-    """Closed round whose bins were the newest generation; empty begins anew from public texts."""
+    """Closed round whose bins were the newest generation; empty begins anew from public texts. A round on the corpus'
+    topics begins anew too, with texts drawn by its weights.
+    """
     size: _builtins.int
     """Prompts of the generation; 0 means 64, 256 at most."""
     seed: _builtins.int

@@ -58,7 +58,7 @@ class PopulationServiceServicer:
 
     def EvolvePopulation(self, request, context):
         """EvolvePopulation makes the next generation: the first from public texts of the corpus, later ones from the votes of a
-        closed round. A worker does it. Idempotent by `request_id`.
+        closed round. A worker does it; one generation of a student waits at a time. Idempotent by `request_id`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

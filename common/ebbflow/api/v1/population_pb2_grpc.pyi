@@ -37,7 +37,7 @@ class PopulationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PopulationServiceAsyncStub: ...
     EvolvePopulation: _grpc.UnaryUnaryMultiCallable[_population_pb2.EvolvePopulationRequest, _population_pb2.EvolvePopulationResponse]
     """EvolvePopulation makes the next generation: the first from public texts of the corpus, later ones from the votes of a
-    closed round. A worker does it. Idempotent by `request_id`.
+    closed round. A worker does it; one generation of a student waits at a time. Idempotent by `request_id`.
     """
     GetPopulation: _grpc.UnaryUnaryMultiCallable[_population_pb2.GetPopulationRequest, _population_pb2.GetPopulationResponse]
     """GetPopulation returns one generation with its prompts."""
@@ -51,7 +51,7 @@ class PopulationServiceAsyncStub(PopulationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     EvolvePopulation: _aio.UnaryUnaryMultiCallable[_population_pb2.EvolvePopulationRequest, _population_pb2.EvolvePopulationResponse]  # type: ignore[assignment]
     """EvolvePopulation makes the next generation: the first from public texts of the corpus, later ones from the votes of a
-    closed round. A worker does it. Idempotent by `request_id`.
+    closed round. A worker does it; one generation of a student waits at a time. Idempotent by `request_id`.
     """
     GetPopulation: _aio.UnaryUnaryMultiCallable[_population_pb2.GetPopulationRequest, _population_pb2.GetPopulationResponse]  # type: ignore[assignment]
     """GetPopulation returns one generation with its prompts."""
@@ -68,7 +68,7 @@ class PopulationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_population_pb2.EvolvePopulationResponse, _abc.Awaitable[_population_pb2.EvolvePopulationResponse]]:
         """EvolvePopulation makes the next generation: the first from public texts of the corpus, later ones from the votes of a
-        closed round. A worker does it. Idempotent by `request_id`.
+        closed round. A worker does it; one generation of a student waits at a time. Idempotent by `request_id`.
         """
 
     @_abc_1.abstractmethod

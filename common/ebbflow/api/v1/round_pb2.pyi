@@ -137,8 +137,8 @@ class Aggregate(_message.Message):
 
     @_builtins.property
     def under_noised_agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Agents whose null bins of the last rounds together hold less noise than their plans asked for. Their batches are not
-        added up.
+        """Agents whose null bins of the last rounds together hold less noise than their plans asked for, or who were refused for
+        that in several of them. Their batches are not added up.
         """
 
     def __init__(
@@ -315,24 +315,24 @@ class AdapterSettings(_message.Message):
     MAX_STALENESS_FIELD_NUMBER: _builtins.int
     USERS_PER_AGENT_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
-    """Rank of the change; 0 means 4."""
+    """Rank of the change; 0 takes the largest of 4, 2 and 1 whose signal is at best twice as loud as the noise, else 1."""
     clip_norm: _builtins.float
     """Largest L2 norm of one user's change; 0 means 1."""
     steps: _builtins.int
     """Steps for each user; 0 means 8."""
     batch_size: _builtins.int
-    """Sequences expected in a step; 0 means 4."""
+    """Sequences of a step; 0 means 4."""
     sequence_length: _builtins.int
     """Tokens of a sequence; 0 means 64."""
     learning_rate: _builtins.float
-    """Learning rate; 0 means 0.1."""
+    """Learning rate; 0 means 1."""
     max_staleness: _builtins.int
     """How many releases behind an agent may be; 0 takes the newest alone."""
     users_per_agent: _builtins.int
     """How many users the operator expects on each agent, by which the cloud tells whether a signal can be seen; 0 means 1."""
     @_builtins.property
     def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Linear layers by the last part of their names; empty means "q_proj" and "v_proj"."""
+        """Linear layers by the last part of their names; empty means "o_proj" and "down_proj"."""
 
     def __init__(
         self,

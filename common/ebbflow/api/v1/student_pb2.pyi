@@ -499,7 +499,9 @@ class UpdatePrivacyPolicyRequest(_message.Message):
     note: _builtins.str
     """Why it changes; agents show it."""
     lifetime_epsilon: _builtins.float
-    """Highest epsilon of all windows together, at the policy's delta; 0 sets no limit. `lifetime_rho_cap_nano` follows."""
+    """Highest epsilon of all windows together, at the policy's delta; `lifetime_rho_cap_nano` follows from it. 0 takes that
+    field of the policy as it is.
+    """
     @_builtins.property
     def privacy_policy(self) -> _feedback_pb2.PrivacyPolicy:
         """The whole policy; zeros take the defaults, and `rho_cap_nano` follows from epsilon."""

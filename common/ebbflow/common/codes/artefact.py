@@ -1,11 +1,13 @@
 """The artefact of a variant: one safetensors file for bf16, int8 and int4 alike, with the student's configuration.
 
 A coded matrix NAME is kept as NAME.codes (int8 [O, I], or uint8 [O, I/2] of nibbles) and NAME.scales (float16 [O, G]);
-every other tensor as bfloat16 under its own name. Which matrices are coded follows from their shapes alone.
+every other tensor as bfloat16 under its own name. In int8 and int4 every matrix is coded whose width allows it, save
+those that the file names under "kept_bf16" as sensitive. A bf16 file names them too, for what derives from it.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast, get_args
@@ -14,6 +16,7 @@ import numpy as np
 
 from ebbflow.common.codes import container, quantise
 from ebbflow.common.codes.container import CODES, SCALES, Array, Entry
+from ebbflow.common.codes.kept import check_kept, coded_matrices, decode_kept, encode_kept
 from ebbflow.common.codes.quantise import Float32
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import atomic
@@ -24,6 +27,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 KVKind = Literal["bf16", "int8"]
 """How engines keep keys and values: as bfloat16, or as INT8 codes with one scale for each head's vector."""
 FORMAT = "ebbflow.artefact/1"
+_KEPT = "kept_bf16"
 
 # Rows are worked on in blocks of about this many weights, so that memory does not grow with the model.
 _BLOCK_WEIGHTS = 1 << 21
@@ -37,11 +41,21 @@ class Variant:
         tensors: read-only arrays by their names in the file; bfloat16 as uint16.
         config: shape of the student.
         precision: of the coded matrices.
+        kept_bf16: matrices that are bfloat16 in every precision of the release, sorted.
     """
 
     tensors: dict[str, Array]
     config: StudentConfig
     precision: Precision
+    kept_bf16: tuple[str, ...] = ()
+
+    def is_coded(self, name: str) -> bool:
+        """Says whether a tensor is kept as codes, by its Hugging Face name."""
+        return name not in self.tensors
+
+    def coded_in(self, precision: Precision) -> frozenset[str]:
+        """Returns the matrices that are codes in any precision of the release, by their Hugging Face names."""
+        return _coded(self.config, precision, self.kept_bf16)
 
     def weight(self, name: str) -> Float32:
         """De-quantises one tensor, by its Hugging Face name.
@@ -50,7 +64,7 @@ class Variant:
             EbbflowError: FILE_CORRUPT if it holds numbers that no code stands for.
         """
         shape = self.config.tensor_shapes()[name]
-        if not is_coded(shape, self.precision):
+        if not self.is_coded(name):
             return _checked_bf16(self.tensors[name], name)
         weight_OI = np.empty(shape, np.float32)
         for begin, end in blocks(shape):
@@ -84,17 +98,13 @@ class Variant:
         return codes_OI, scales_OG
 
 
-def is_coded(shape: tuple[int, ...], precision: Precision) -> bool:
-    """Says whether a tensor of this shape is kept as codes."""
-    return precision != "bf16" and quantise.can_code(shape)
-
-
 def write_variant(
     path: Path,
     tensors: Mapping[str, Float32],
     config: StudentConfig,
     precision: Precision,
     kept: Variant | None = None,
+    kept_bf16: Sequence[str] = (),
 ) -> None:
     """Writes the artefact of one precision, atomically; the same weights and kept scales give the same bytes.
 
@@ -107,34 +117,53 @@ def write_variant(
         precision: "int4" derives its codes from the INT8 codes.
         kept: INT8 variant of an earlier release whose tensors have the same shapes: its scales are kept where they
             still reach.
+        kept_bf16: matrices that no precision codes, as `choose_kept` returns them.
 
     Raises:
         EbbflowError: WEIGHTS_INVALID if a weight is missing, misshapen, not finite or too large; FILE_CORRUPT if
-            `kept` is of another precision or shape, or holds numbers that no scale can be; DISK_FULL.
+            `kept` is of another precision or shape, or holds numbers that no scale can be; INVALID_REQUEST if
+            `kept_bf16` names what cannot be kept; DISK_FULL.
     """
+    try:
+        check_kept(kept_bf16, config)
+    except ValueError as error:
+        message = "what is kept in bf16 must be sorted names of matrices that could be coded, in whole groups"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="kept_bf16") from error
     if kept is not None and (kept.precision != "int8" or kept.config.tensor_shapes() != config.tensor_shapes()):
         raise EbbflowError(Reason.FILE_CORRUPT, "scales can only be kept from an int8 artefact of the same shapes")
     shapes = config.tensor_shapes()
     for name in sorted(shapes.keys() ^ tensors.keys()):
         raise EbbflowError(Reason.WEIGHTS_INVALID, f"tensor {name!r} is {'missing' if name in shapes else 'not known'}")
+    coded = _coded(config, precision, kept_bf16)
     with atomic(path, mode=0o644) as file:
-        file.write(encode_header(config, precision))
+        file.write(encode_header(config, precision, kept_bf16))
         for name, shape in shapes.items():
             weight = np.asarray(tensors[name], np.float32)
             if weight.shape != shape:
                 raise EbbflowError(Reason.WEIGHTS_INVALID, f"{name!r} has shape {weight.shape}, not {shape}")
-            scales_OG = kept.scales(name) if kept and is_coded(shape, precision) else None
-            _write_tensor(file, weight, precision, name, scales_OG)
+            with _named(name):
+                if name in coded:
+                    scales_OG = kept.scales(name) if kept and kept.is_coded(name) else None
+                    _write_codes(file, weight, precision, scales_OG)
+                else:
+                    _write_bf16(file, weight)
 
 
-def encode_header(config: StudentConfig, precision: Precision) -> bytes:
+def encode_header(config: StudentConfig, precision: Precision, kept_bf16: Sequence[str] = ()) -> bytes:
     """Returns the beginning of an artefact, up to its first tensor."""
     metadata = {
         "format": FORMAT,
         "precision": precision,
         "config": json.dumps(config.to_hf(), sort_keys=True, separators=(",", ":")),
     }
-    return container.encode_header(_stored(config, precision), metadata)
+    if kept_bf16:
+        metadata[_KEPT] = encode_kept(kept_bf16)
+    return container.encode_header(_stored(config, precision, kept_bf16), metadata)
+
+
+def size_bytes(config: StudentConfig, precision: Precision, kept_bf16: Sequence[str] = ()) -> int:
+    """Returns the bytes that the tensors of an artefact take."""
+    return sum(entry.size_bytes for entry in _stored(config, precision, kept_bf16).values())
 
 
 def read_variant(path: Path) -> Variant:
@@ -152,11 +181,12 @@ def read_variant(path: Path) -> Variant:
         # Said first, so that a configuration of huge sizes costs nothing.
         if len(tensors) < config.num_hidden_layers:
             raise ValueError("layers")
+        kept_bf16 = decode_kept(metadata[_KEPT], config) if _KEPT in metadata else ()
     except (KeyError, ValueError, RecursionError, EbbflowError) as error:
         raise _corrupt(path.name) from error
-    variant = Variant(tensors, config, precision)
+    variant = Variant(tensors, config, precision, kept_bf16)
     found = {name: Entry(_dtype_name(array), array.shape) for name, array in tensors.items()}
-    if found != _stored(config, variant.precision):
+    if found != _stored(config, variant.precision, kept_bf16):
         raise _corrupt(path.name)
     return variant
 
@@ -175,11 +205,16 @@ def _corrupt(what: object) -> EbbflowError:
     return EbbflowError(Reason.FILE_CORRUPT, f"{what} is not part of a whole artefact of format {FORMAT}")
 
 
-def _stored(config: StudentConfig, precision: Precision) -> dict[str, Entry]:
+def _coded(config: StudentConfig, precision: Precision, kept_bf16: Sequence[str]) -> frozenset[str]:
+    return frozenset() if precision == "bf16" else coded_matrices(config, kept_bf16)
+
+
+def _stored(config: StudentConfig, precision: Precision, kept_bf16: Sequence[str]) -> dict[str, Entry]:
     """Tensors of the file, in its order."""
+    coded = _coded(config, precision, kept_bf16)
     entries: dict[str, Entry] = {}
     for name, shape in config.tensor_shapes().items():
-        if is_coded(shape, precision):
+        if name in coded:
             rows, inputs = shape
             codes = Entry("I8", shape) if precision == "int8" else Entry("U8", (rows, inputs // 2))
             entries[name + CODES] = codes
@@ -203,22 +238,27 @@ def blocks(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     return ((begin, min(begin + step, shape[0])) for begin in range(0, shape[0], step))
 
 
-def _write_tensor(
-    file: BinaryIO, weight: Float32, precision: Precision, name: str, kept_OG: quantise.Float16 | None
-) -> None:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says which tensor holds a number that cannot be written."""
     try:
-        if is_coded(weight.shape, precision):
-            quantised = (
-                quantise.quantise_int8(weight[begin:end], None if kept_OG is None else kept_OG[begin:end])
-                for begin, end in blocks(weight.shape)
-            )
-            write_coded(file, quantised, precision)
-        else:
-            container.write_blocks(file, (quantise.to_bf16(weight[begin:end]) for begin, end in blocks(weight.shape)))
+        yield
     except EbbflowError as error:
         if error.reason is Reason.WEIGHTS_INVALID:
             raise EbbflowError(Reason.WEIGHTS_INVALID, f"{name}: {error}", tensor=name) from error
         raise
+
+
+def _write_codes(file: BinaryIO, weight: Float32, precision: Precision, kept_OG: quantise.Float16 | None) -> None:
+    quantised = (
+        quantise.quantise_int8(weight[begin:end], None if kept_OG is None else kept_OG[begin:end])
+        for begin, end in blocks(weight.shape)
+    )
+    write_coded(file, quantised, precision)
+
+
+def _write_bf16(file: BinaryIO, weight: Float32) -> None:
+    container.write_blocks(file, (quantise.to_bf16(weight[begin:end]) for begin, end in blocks(weight.shape)))
 
 
 def write_coded(

@@ -30,10 +30,10 @@ def derive_int4(int8_path: Path, out: Path) -> None:
     if variant.precision != "int8":
         raise EbbflowError(Reason.FILE_CORRUPT, f"{int8_path} holds {variant.precision}; INT4 derives from int8")
     with atomic(out, mode=0o644) as file:
-        file.write(artefact.encode_header(variant.config, "int4"))
+        file.write(artefact.encode_header(variant.config, "int4", variant.kept_bf16))
         for name, shape in variant.config.tensor_shapes().items():
             rows = artefact.blocks(shape)
-            if artefact.is_coded(shape, "int4"):
+            if variant.is_coded(name):
                 artefact.write_coded(file, (variant.codes(name, begin, end) for begin, end in rows), "int4")
             else:
                 container.write_blocks(file, (variant.tensors[name][begin:end] for begin, end in rows))
@@ -79,7 +79,7 @@ def weight_as(variant: Variant, name: str, precision: Precision) -> quantise.Flo
         EbbflowError: as `codes_as` does.
     """
     shape = variant.config.tensor_shapes()[name]
-    if variant.precision == precision or not artefact.is_coded(shape, precision):
+    if variant.precision == precision or name not in variant.coded_in(precision):
         return variant.weight(name)
     weight_OI = np.empty(shape, np.float32)
     for begin, end in artefact.blocks(shape):

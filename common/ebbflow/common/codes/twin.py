@@ -10,6 +10,7 @@ trained while it feels them: `quantisation_aware` makes such a student, whose we
 Letters of shapes: O outputs, I inputs, G = I/32 groups; others as in `ebbflow.common.student.model`.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ebbflow.common.codes import quantise
-from ebbflow.common.codes.artefact import KVKind, Precision, Variant, is_coded, read_variant
+from ebbflow.common.codes.artefact import KVKind, Precision, Variant, read_variant
 from ebbflow.common.codes.derive import offered_by, weight_as
+from ebbflow.common.codes.kept import coded_matrices
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.model import Memory, Nothing, Student
@@ -36,21 +38,32 @@ class Twin(Student):
         config: shape of the student.
         precision: of the matrices that can be coded.
         kv_cache: how keys and values are kept.
+        kept_bf16: matrices that are not coded all the same.
         rounds_weights: whether weights are rounded in every pass, for training; otherwise they are loaded rounded.
     """
 
     def __init__(
-        self, config: StudentConfig, precision: Precision, kv_cache: KVKind = "bf16", *, rounds_weights: bool = False
+        self,
+        config: StudentConfig,
+        precision: Precision,
+        kv_cache: KVKind = "bf16",
+        kept_bf16: Collection[str] = (),
+        *,
+        rounds_weights: bool = False,
     ) -> None:
         super().__init__(config)
         self.precision: Precision = precision
         self.kv_cache: KVKind = kv_cache
         self.rounds_weights = rounds_weights
-        for module in self.modules():
+        coded = coded_matrices(config, kept_bf16) if precision != "bf16" else frozenset()
+        for name, module in self.named_modules():
             if type(module) is nn.Linear:
-                module.forward = _Projection(self, module)  # type: ignore[method-assign, assignment]
+                is_coded = f"{name}.weight" in coded
+                module.forward = _Projection(self, module, is_coded)  # type: ignore[method-assign, assignment]
         embedding = self.model.embed_tokens
-        embedding.forward = _Lookup(self, embedding)  # type: ignore[method-assign, assignment]
+        is_coded = "model.embed_tokens.weight" in coded
+        embedding.forward = _Lookup(self, embedding, is_coded)  # type: ignore[method-assign, assignment]
+        self._head_is_coded = is_coded if config.tie_word_embeddings else "lm_head.weight" in coded
 
     def hidden(self, tokens_BT: Tensor, memory: Memory | None = None) -> Tensor:
         """Returns the last hidden state, [B, T, C]: what the head multiplies, not yet rounded for it."""
@@ -58,41 +71,39 @@ class Twin(Student):
 
     def logits(self, hidden_BTC: Tensor) -> Tensor:
         """Applies the head to hidden states of any leading shape: [..., V]."""
-        return self.multiply(hidden_BTC, self.head_weight, None)
+        return self.multiply(hidden_BTC, self.head_weight, None, self._head_is_coded)
 
-    def multiply(self, x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    def multiply(self, x_I: Tensor, weight_OI: Tensor, bias_O: Tensor | None, is_coded: bool) -> Tensor:
         """Multiplies vectors of any leading shape with a matrix as engines do: [..., O]."""
-        coded = is_coded(tuple(weight_OI.shape), self.precision)
-        x_I = round_activations(x_I) if coded else round_bf16(x_I)
-        return functional.linear(x_I, self.rounded(weight_OI), bias_O)
+        x_I = round_activations(x_I) if is_coded else round_bf16(x_I)
+        return functional.linear(x_I, self.rounded(weight_OI, is_coded), bias_O)
 
-    def rounded(self, weight_OI: Tensor) -> Tensor:
+    def rounded(self, weight_OI: Tensor, is_coded: bool) -> Tensor:
         """Returns what an artefact would keep of some rows of a matrix."""
         if not self.rounds_weights:
             return weight_OI
-        coded = is_coded(tuple(weight_OI.shape), self.precision)
-        return round_weight(weight_OI, self.precision) if coded else round_bf16(weight_OI)
+        return round_weight(weight_OI, self.precision) if is_coded else round_bf16(weight_OI)
 
 
 class _Projection:
     """The forward pass of a linear layer of a twin."""
 
-    def __init__(self, twin: Twin, linear: nn.Linear) -> None:
-        self._twin, self._linear = twin, linear
+    def __init__(self, twin: Twin, linear: nn.Linear, is_coded: bool) -> None:
+        self._twin, self._linear, self._is_coded = twin, linear, is_coded
 
     def __call__(self, x_I: Tensor) -> Tensor:
-        return self._twin.multiply(x_I, self._linear.weight, self._linear.bias)
+        return self._twin.multiply(x_I, self._linear.weight, self._linear.bias, self._is_coded)
 
 
 class _Lookup:
     """The forward pass of a twin's embedding. Rows are coded each on its own, so only those looked up are rounded."""
 
-    def __init__(self, twin: Twin, embedding: nn.Embedding) -> None:
-        self._twin, self._embedding = twin, embedding
+    def __init__(self, twin: Twin, embedding: nn.Embedding, is_coded: bool) -> None:
+        self._twin, self._embedding, self._is_coded = twin, embedding, is_coded
 
     def __call__(self, tokens_BT: Tensor) -> Tensor:
         rows_NC = functional.embedding(tokens_BT.flatten(), self._embedding.weight)
-        return self._twin.rounded(rows_NC).view(*tokens_BT.shape, -1)
+        return self._twin.rounded(rows_NC, self._is_coded).view(*tokens_BT.shape, -1)
 
 
 class RoundedMemory:
@@ -141,7 +152,7 @@ def build_student(variant: Variant, precision: Precision | None = None, kv_cache
         message = f"an artefact in {variant.precision} does not give {precision!r:.20}"
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="precision")
     with torch.device("meta"):
-        twin = Twin(variant.config, precision, kv_cache)
+        twin = Twin(variant.config, precision, kv_cache, variant.kept_bf16)
     return cast("Twin", _load(twin, variant, precision))
 
 
@@ -155,13 +166,15 @@ def load_weights(path: Path) -> Student:
     return _load(Student.empty(variant.config), variant, variant.precision)
 
 
-def quantisation_aware(student: Student, precision: Precision, kv_cache: KVKind = "bf16") -> Twin:
+def quantisation_aware(
+    student: Student, precision: Precision, kv_cache: KVKind = "bf16", kept_bf16: Collection[str] = ()
+) -> Twin:
     """Returns a twin that shares a student's parameters, for training them to be packed.
 
     Its logits are those of the artefact that would be written of the parameters as they are.
     """
     with torch.device("meta"):
-        twin = Twin(student.config, precision, kv_cache, rounds_weights=True)
+        twin = Twin(student.config, precision, kv_cache, kept_bf16, rounds_weights=True)
     twin.load_state_dict(student.state_dict(keep_vars=True), assign=True)
     return twin.train(student.training)
 

@@ -129,8 +129,9 @@ def calibrated(source: Source, texts: Sequence[str], scratch: Path) -> Matrices:
 
 def per_output(weight_OI: Float32) -> tuple[Int8, Float32]:
     """Returns int8 codes [O, I] and one scale for each output [O], symmetric."""
-    most_O = np.abs(weight_OI).max(axis=1)
-    scales_O = np.where(most_O > 0, most_O / np.float32(_MOST), np.float32(1.0)).astype(np.float32)
+    scales_O = np.abs(weight_OI).max(axis=1) / np.float32(_MOST)
+    # Among float32's subnormals a scale is too coarse to divide by; what is so small counts as nothing.
+    scales_O = np.where(scales_O >= np.finfo(np.float32).tiny, scales_O, np.float32(1.0)).astype(np.float32)
     return np.rint(weight_OI / scales_O[:, None]).astype(np.int8), scales_O
 
 

@@ -63,7 +63,7 @@ def write_gguf(source: Source, out: Path) -> None:
         _add_shape(writer, source)
         _add_tokenizer(writer, source, words)
         for name, shape in config.tensor_shapes().items():
-            _describe(writer, tensor_name(name), shape, _kind(shape, source.variant.precision))
+            _describe(writer, tensor_name(name), shape, _kind(source.variant, name, shape))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -112,12 +112,12 @@ def _add_tokenizer(writer: Any, source: Source, words: vocabulary.Vocabulary) ->
     writer.add_chat_template(chat.template(None if bos_id is None else words.tokens[bos_id]))
 
 
-def _kind(shape: tuple[int, ...], precision: artefact.Precision) -> str:
+def _kind(variant: artefact.Variant, name: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 1:  # llama.cpp computes norms and adds biases in float32 only
         return "F32"
-    if not artefact.is_coded(shape, precision):
+    if not variant.is_coded(name):
         return "BF16"
-    return "Q8_0" if precision == "int8" else "Q4_0"
+    return "Q8_0" if variant.precision == "int8" else "Q4_0"
 
 
 def _describe(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None:
@@ -135,7 +135,7 @@ def _describe(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None
 
 def _data(variant: artefact.Variant, name: str) -> Array:
     shape = variant.config.tensor_shapes()[name]
-    kind = _kind(shape, variant.precision)
+    kind = _kind(variant, name, shape)
     if kind == "F32":
         return variant.weight(name)
     if kind == "BF16":

@@ -57,7 +57,7 @@ def _header(source: Source, dtype: str) -> bytes:
 
 def _write_tensor(file: BinaryIO, variant: artefact.Variant, name: str, dtype: str) -> None:
     shape = variant.config.tensor_shapes()[name]
-    if artefact.is_coded(shape, variant.precision):
+    if variant.is_coded(name):
         pieces = (variant.codes(name, begin, end) for begin, end in artefact.blocks(shape))
         write_blocks(file, (quantise.dequantise(codes_OI, scales_OG) for codes_OI, scales_OG in pieces))
     else:

@@ -30,7 +30,7 @@ class CodedMatrices:
     def embed(self, graph: Graph, token_ids: str) -> str:
         """Returns rows of the embedding, [B, T, C]."""
         shape = self._shapes[EMBEDDING]
-        if not artefact.is_coded(shape, self._variant.precision):
+        if not self._variant.is_coded(EMBEDDING):
             bits = graph.weight(EMBEDDING + _ROWS, TensorProto.BFLOAT16, shape, [bf16_bits(self._variant, EMBEDDING)])
             return graph.op("Cast", graph.op("Gather", bits, token_ids), to=TensorProto.FLOAT)
         for begin, end in artefact.blocks(shape):
@@ -46,7 +46,7 @@ class CodedMatrices:
     def linear(self, graph: Graph, x: str, name: str) -> str:
         """Returns x times a matrix, [B, T, O]."""
         rows, inputs = self._shapes[name]
-        if not artefact.is_coded((rows, inputs), self._variant.precision):
+        if not self._variant.is_coded(name):
             bits_IO = bf16_bits(self._variant, name).T
             turned_bits = (bits_IO[begin : begin + GROUP] for begin in range(0, inputs, GROUP))
             bits = graph.weight(name, TensorProto.BFLOAT16, (inputs, rows), turned_bits)

@@ -17,7 +17,8 @@ from ebbflow.common.privacy.vector import layout_of, value_limits
 SAMPLERS = frozenset({SAMPLER})
 FALSE_ALARM = 1e-6
 """Probability at most by which a correct batch is refused, for each statistical check."""
-MAX_BATCH_BYTES = 64 * 1024
+MAX_BATCH_BYTES = 256 * 1024
+"""An adapter update of 65,536 values takes 200 KB, votes over 256 bins 2 KB."""
 
 
 class Refusal(enum.StrEnum):
@@ -40,12 +41,15 @@ class Refusal(enum.StrEnum):
     NOISE_REUSED = "noise_reused"
     REPLAY = "replay"
     BUDGET = "budget"
+    LIFETIME = "lifetime"
+    BASE_RELEASE = "base_release"
 
 
 _REASONS = {
     Refusal.ROUND_UNKNOWN: Reason.ROUND_NOT_FOUND,
     Refusal.ROUND_CLOSED: Reason.ROUND_CLOSED,
     Refusal.BUDGET: Reason.BUDGET_EXHAUSTED,
+    Refusal.LIFETIME: Reason.LIFETIME_EXHAUSTED,
 }
 
 
@@ -91,6 +95,12 @@ def _negatives_are_certain(plan: pb.RoundPlan) -> bool:
     return ((1 + at_zero) / 2) ** plan.null_bins < FALSE_ALARM
 
 
+def _takes_release(plan: pb.RoundPlan, number: int) -> bool:
+    """Whether a batch may name this release; 0 stands for votes, or for an update of noise alone."""
+    newest, oldest = plan.adapter.release, plan.adapter.release - plan.adapter.max_staleness
+    return not number or (plan.HasField("adapter") and oldest <= number <= newest)
+
+
 def check_batch(plan: pb.RoundPlan, plan_sha256: bytes, batch: pb.FeedbackBatch) -> None:
     """Checks what one batch says against the plan of its round.
 
@@ -112,8 +122,10 @@ def check_batch(plan: pb.RoundPlan, plan_sha256: bytes, batch: pb.FeedbackBatch)
         raise refused(Refusal.SAMPLER, "the batch's noise is from a sampler that is not known")
     if len(batch.noisy) != layout_of(plan).length:
         raise refused(Refusal.LENGTH, "the batch has not as many values as the plan asks for")
+    if not _takes_release(plan, batch.base_release):
+        raise refused(Refusal.BASE_RELEASE, "the batch changes a release that the plan does not take")
     least, most = value_limits(plan)
-    if min(batch.noisy) < least or any(value > limit for value, limit in zip(batch.noisy, most, strict=True)):
+    if any(not low <= value <= high for low, value, high in zip(least, batch.noisy, most, strict=True)):
         raise refused(Refusal.VALUE_RANGE, "a value is beyond what the plan's users and noise can give")
     if min(batch.noisy) >= 0 and _negatives_are_certain(plan):
         raise refused(Refusal.NO_NEGATIVES, "a batch with noise has negative values; this one has none")

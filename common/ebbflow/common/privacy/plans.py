@@ -7,9 +7,10 @@ from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import accounting
+from ebbflow.common.privacy.adapters import check_adapter
 from ebbflow.common.privacy.calibration import MAX_DELTA, MAX_ROUNDS, variance_of, window_epsilon
 from ebbflow.common.privacy.gaussian import MAX_VARIANCE
-from ebbflow.common.privacy.vector import metric_caps, sensitivity_squared
+from ebbflow.common.privacy.vector import plan_sensitivity_squared
 from ebbflow.common.privacy.windows import window_name
 
 MAX_BINS = 256
@@ -20,9 +21,11 @@ MAX_CAP = 1000
 MAX_USERS = 1_000_000
 MAX_TEXTS_PER_BIN = 32
 MAX_WINDOW_DAYS = 366
+MAX_RETENTION_DAYS = 3660
+MAX_NEAR_MICRO = 1_000_000
 EPSILON_TOLERANCE = 1e-9
 
-_METRIC_KINDS = (pb.Metric.KIND_ACCEPTED, pb.Metric.KIND_FAILED)
+_METRIC_KINDS = (pb.Metric.KIND_ACCEPTED, pb.Metric.KIND_FAILED, pb.Metric.KIND_NEAR)
 
 
 def _unsound(why: str, message: str) -> EbbflowError:
@@ -32,15 +35,28 @@ def _unsound(why: str, message: str) -> EbbflowError:
 def _check_shape(plan: pb.RoundPlan) -> None:
     for name, collection in ((plan.round, "rounds"), (plan.student, "students")):
         names.parse(name, collection)
+    if not 1 <= plan.max_users <= MAX_USERS:
+        raise _unsound("max_users", f"max_users must be 1 to {MAX_USERS}")
+    if plan.null_bins > MAX_NULL_BINS:
+        raise _unsound("null_bins", f"{MAX_NULL_BINS} null bins are the most")
+    if plan.HasField("adapter"):
+        check_adapter(plan)
+    else:
+        _check_votes(plan)
+
+
+def _check_votes(plan: pb.RoundPlan) -> None:
     ids = [bin_.bin_id for bin_ in plan.bins]
+    near = [metric for metric in plan.metrics if metric.kind == pb.Metric.KIND_NEAR]
     limits = (
         ("bins", 1 <= len(ids) <= MAX_BINS, f"1 to {MAX_BINS} bins are needed, not {len(ids)}"),
         ("bins", len(set(ids)) == len(ids) and "" not in ids, "every bin needs a name of its own"),
         ("texts", all(_has_texts(bin_) for bin_ in plan.bins), f"a bin needs 1 to {MAX_TEXTS_PER_BIN} texts"),
-        ("null_bins", MIN_NULL_BINS <= plan.null_bins <= MAX_NULL_BINS, f"{MIN_NULL_BINS} null bins are the least"),
+        ("null_bins", plan.null_bins >= MIN_NULL_BINS, f"{MIN_NULL_BINS} null bins are the least"),
         ("metrics", len(plan.metrics) <= MAX_METRICS, f"{MAX_METRICS} metrics are the most"),
         ("metrics", all(_is_metric(metric) for metric in plan.metrics), "a metric's kind or cap makes no sense"),
-        ("max_users", 1 <= plan.max_users <= MAX_USERS, f"max_users must be 1 to {MAX_USERS}"),
+        ("measure", plan.measure in pb.RoundPlan.Measure.values(), "a way to liken texts that nobody knows"),
+        ("near", not near or 1 <= plan.near_micro <= MAX_NEAR_MICRO, f"near_micro must be 1 to {MAX_NEAR_MICRO}"),
     )
     for why, holds, message in limits:
         if not holds:
@@ -52,19 +68,27 @@ def _has_texts(bin_: pb.Bin) -> bool:
 
 
 def _is_metric(metric: pb.Metric) -> bool:
-    return metric.kind in _METRIC_KINDS and 1 <= metric.cap <= MAX_CAP
+    most = 1 if metric.kind == pb.Metric.KIND_NEAR else MAX_CAP
+    return metric.kind in _METRIC_KINDS and 1 <= metric.cap <= most
 
 
-def _check_policy(policy: pb.PrivacyPolicy) -> None:
-    sound = (
-        math.isfinite(policy.epsilon)
-        and policy.epsilon > 0
-        and 0 < policy.delta <= MAX_DELTA
-        and 1 <= policy.window_days <= MAX_WINDOW_DAYS
-        and 1 <= policy.rounds_per_window <= MAX_ROUNDS
+def policy_fault(policy: pb.PrivacyPolicy) -> tuple[str, str] | None:
+    """Returns the field of a complete policy that makes no sense, and what it should be; None if all do."""
+    limits = (
+        ("epsilon", math.isfinite(policy.epsilon) and policy.epsilon > 0, "above zero"),
+        ("delta", 0 < policy.delta <= MAX_DELTA, f"above 0 and at most {MAX_DELTA:g}"),
+        ("window_days", 1 <= policy.window_days <= MAX_WINDOW_DAYS, f"1 to {MAX_WINDOW_DAYS}"),
+        ("rounds_per_window", 1 <= policy.rounds_per_window <= MAX_ROUNDS, f"1 to {MAX_ROUNDS}"),
+        ("retention_days", policy.retention_days <= MAX_RETENTION_DAYS, f"1 to {MAX_RETENTION_DAYS}"),
     )
-    if not sound:
-        raise _unsound("policy", "the privacy policy is incomplete or out of range")
+    return next(((field, words) for field, holds, words in limits if not holds), None)
+
+
+def _check_policy(plan: pb.RoundPlan) -> None:
+    if fault := policy_fault(plan.policy):
+        raise _unsound("policy", f"the privacy policy's {fault[0]} must be {fault[1]}")
+    if plan.HasField("adapter") and not plan.policy.allow_adapters:
+        raise _unsound("adapters", "the privacy policy does not allow adapter updates")
 
 
 def _check_mechanism(plan: pb.RoundPlan) -> None:
@@ -72,8 +96,8 @@ def _check_mechanism(plan: pb.RoundPlan) -> None:
     variance = variance_of(mechanism)
     if mechanism.kind != pb.Mechanism.KIND_DISCRETE_GAUSSIAN or not 0 < variance <= MAX_VARIANCE:
         raise _unsound("mechanism", "the mechanism is unknown or its variance out of range")
-    if mechanism.sensitivity_squared != sensitivity_squared(metric_caps(plan)):
-        raise _unsound("sensitivity", "the sensitivity is not that of the plan's votes and metrics")
+    if mechanism.sensitivity_squared != plan_sensitivity_squared(plan):
+        raise _unsound("sensitivity", "the sensitivity is not that of what the plan asks of one user")
     if mechanism.rho_nano != accounting.rho_nano(variance, mechanism.sensitivity_squared):
         raise _unsound("rho", "the cost is not that of the variance")
     if mechanism.rho_nano * policy.rounds_per_window > policy.rho_cap_nano:
@@ -94,7 +118,7 @@ def check_plan(plan: pb.RoundPlan) -> None:
         EbbflowError: PLAN_INVALID, with one word in `metadata["why"]`; INVALID_REQUEST if a name is malformed.
     """
     _check_shape(plan)
-    _check_policy(plan.policy)
+    _check_policy(plan)
     _check_mechanism(plan)
     end = plan.end_time.ToDatetime(dt.UTC)
     if plan.start_time.ToDatetime(dt.UTC) >= end:

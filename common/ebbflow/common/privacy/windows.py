@@ -18,6 +18,22 @@ def window_name(at: dt.datetime, window_days: int) -> str:
     return (_EPOCH + dt.timedelta(days=days // window_days * window_days)).isoformat()
 
 
+def window_start(name: str) -> dt.datetime:
+    """Returns when a window begins."""
+    return dt.datetime.combine(dt.date.fromisoformat(name), dt.time(), dt.UTC)
+
+
 def window_end(name: str, window_days: int) -> dt.datetime:
     """Returns when a window's successor begins and the budget renews."""
-    return dt.datetime.combine(dt.date.fromisoformat(name), dt.time(), dt.UTC) + dt.timedelta(days=window_days)
+    return window_start(name) + dt.timedelta(days=window_days)
+
+
+def first_report(enrol_time: dt.datetime, window_days: int, *, new_device: bool) -> dt.datetime:
+    """Returns when an agent's users may report first: another identity of the device may have spent their window.
+
+    Args:
+        enrol_time: when the agent got its identity.
+        window_days: of the student's policy.
+        new_device: the operator's word that nobody used the device under another identity.
+    """
+    return enrol_time if new_device else enrol_time + dt.timedelta(days=window_days)

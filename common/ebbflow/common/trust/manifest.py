@@ -21,6 +21,7 @@ MAX_PROBE_TOKENS = 1 << 16
 """Most tokens in all probe sequences together."""
 _MAX_TOKEN_ID = 1 << 31
 _MAX_SIZE_BYTES = 1 << 48
+_KEPT = "kept_bf16"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Manifest:
     variants: Mapping[str, ManifestVariant]
     """By precision."""
     probe: Probe
+    kept_bf16: tuple[str, ...] = ()
+    """Matrices that every precision keeps in bfloat16, by their names, sorted; the weights say the same."""
 
     def to_json(self) -> bytes:
         """Encodes the manifest.
@@ -68,7 +71,7 @@ class Manifest:
         Raises:
             EbbflowError: FILE_CORRUPT if the manifest breaks one of the rules that `from_json` checks.
         """
-        fields = {
+        fields: dict[str, Any] = {
             "format": FORMAT,
             "student": self.student,
             "release": self.release,
@@ -76,6 +79,8 @@ class Manifest:
             "variants": {precision: vars(variant) for precision, variant in self.variants.items()},
             "probe": {"token_ids": [list(s) for s in self.probe.token_ids], "tolerance": self.probe.tolerance},
         }
+        if self.kept_bf16:
+            fields[_KEPT] = list(self.kept_bf16)
         try:
             data = _canonical(fields)
         except (TypeError, ValueError, RecursionError) as error:
@@ -93,12 +98,14 @@ class Manifest:
         _require(len(data) <= MAX_BYTES, f"is longer than {MAX_BYTES} bytes")
         fields = _decode(data)
         _require(fields.get("format") == FORMAT, f"is not of format {FORMAT}")
-        _keys(fields, {"format", "student", "release", "config", "variants", "probe"}, "the manifest")
+        optional = {_KEPT} & fields.keys()
+        _keys(fields, {"format", "student", "release", "config", "variants", "probe"} | optional, "the manifest")
         student, release = fields["student"], fields["release"]
         _require(isinstance(student, str), "names no student")
         _require(_is_int(release, 1, 10**10), "has no release number")
         _require(isinstance(fields["config"], dict), "has no configuration")
-        return cls(student, release, fields["config"], _variants(fields["variants"], student, release), _probe(fields))
+        variants = _variants(fields["variants"], student, release)
+        return cls(student, release, fields["config"], variants, _probe(fields), _kept(fields) if optional else ())
 
 
 def _variants(value: Any, student: str, release: int) -> dict[str, ManifestVariant]:
@@ -128,6 +135,13 @@ def _probe(fields: dict[str, Any]) -> Probe:
     _require(all(_is_int(t, 0, _MAX_TOKEN_ID) for s in sequences for t in s), "has a probe token that is no token id")
     _require(_is_float(probe["tolerance"]) and probe["tolerance"] > 0, "has no probe tolerance")
     return Probe(tuple(tuple(sequence) for sequence in sequences), probe["tolerance"])
+
+
+def _kept(fields: dict[str, Any]) -> tuple[str, ...]:
+    names = fields[_KEPT]
+    _require(isinstance(names, list) and all(isinstance(name, str) for name in names), "names no kept matrices")
+    _require(len(names) > 0 and names == sorted(set(names)), "names kept matrices twice, unsorted or not at all")
+    return tuple(names)
 
 
 def _decode(data: bytes) -> dict[str, Any]:

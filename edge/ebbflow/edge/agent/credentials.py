@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ebbflow.api.v1 import enrolment_pb2 as pb
@@ -23,6 +24,7 @@ from ebbflow.edge.agent.state import StateFolder
 KEY, CERTIFICATE, AUTHORITY, ROOT, FACTS = "key.pem", "certificate.pem", "authority.pem", "root.json", "agent.toml"
 REQUEST = "request.toml"
 """What an enrolment under way has asked for."""
+_BEFORE_IT_WAS_KEPT = "1970-01-01T00:00:00+00:00"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Credentials:
     key_pem: bytes = field(repr=False)
     trust_root: bytes = field(repr=False)
     """The first trusted TUF root."""
+    enrol_time: dt.datetime
+    """When the device got this identity, by the cloud's clock."""
+    new_device: bool
+    """The operator's word that nobody used the device under another identity."""
 
     @property
     def cloud(self) -> Endpoint:
@@ -93,22 +99,41 @@ class CredentialFiles:
                 authority_pem=files[AUTHORITY],
                 key_pem=files[KEY],
                 trust_root=files[ROOT],
+                enrol_time=dt.datetime.fromisoformat(facts.get("enrol_time", _BEFORE_IT_WAS_KEPT)),
+                new_device=bool(facts.get("new_device", True)),
             )
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise EbbflowError(Reason.FILE_CORRUPT, f"the identity in {here} is damaged", path=here) from error
 
-    def enrolled(self, answer: pb.EnrolResponse, enrol_endpoint: str) -> None:
-        """Makes the pending key the identity that the cloud answered with; nothing of an identity before stays."""
+    def enrolled(self, answer: pb.EnrolResponse, enrol_endpoint: str, *, new_device: bool = False) -> None:
+        """Makes the pending key the identity that the cloud answered with; nothing of an identity before stays.
+
+        Args:
+            answer: the cloud's.
+            enrol_endpoint: host:port that it came from.
+            new_device: the operator's word that nobody used this device under another identity.
+        """
         here = self._folder.pending_identity
         write_atomic(here / ROOT, answer.trust_root)
-        facts = {"agent": answer.agent, "enrol_endpoint": enrol_endpoint}
+        enrol_time = _certified_from(answer.credentials.certificate_pem)
+        facts: dict[str, str | bool] = {
+            "agent": answer.agent,
+            "enrol_endpoint": enrol_endpoint,
+            "enrol_time": enrol_time.isoformat(),
+            "new_device": new_device,
+        }
         _write_credentials(here, answer.credentials, facts)
         self._finish_enrolment()
 
     def renewed(self, answer: pb.Credentials) -> Credentials:
         """Replaces the certificate; returns the identity as it is now."""
         known = self.load()
-        facts = {"agent": known.agent, "enrol_endpoint": known.enrol_endpoint}
+        facts: dict[str, str | bool] = {
+            "agent": known.agent,
+            "enrol_endpoint": known.enrol_endpoint,
+            "enrol_time": known.enrol_time.isoformat(),
+            "new_device": known.new_device,
+        }
         _write_credentials(self._folder.identity, answer, facts)
         return self.load()
 
@@ -124,7 +149,15 @@ class CredentialFiles:
         sync_folder(self._folder.path)
 
 
-def _write_credentials(here: Path, answer: pb.Credentials, facts: Mapping[str, str]) -> None:
+def _certified_from(certificate_pem: bytes) -> dt.datetime:
+    """Since when a certificate is valid: the cloud's time, which a device without a clock of its own lacks."""
+    try:
+        return x509.load_pem_x509_certificate(certificate_pem).not_valid_before_utc
+    except ValueError as error:
+        raise EbbflowError(Reason.CERTIFICATE_INVALID, "the cloud's answer holds no certificate") from error
+
+
+def _write_credentials(here: Path, answer: pb.Credentials, facts: Mapping[str, str | bool]) -> None:
     """Writes what came from the cloud; the facts last, as their presence says that the rest is there."""
     write_atomic(here / CERTIFICATE, answer.certificate_pem)
     write_atomic(here / AUTHORITY, answer.authority_pem)

@@ -34,11 +34,14 @@ class Wish:
     """The name it would like; empty lets the cloud choose."""
     labels: tuple[tuple[str, str], ...] = ()
     """Labels beside those of the token."""
+    new_device: bool = False
+    """The operator's word that nobody used the device under another identity, so that its users need not wait."""
 
     @property
     def sha256(self) -> str:
         """Tells one wish from another without holding the token."""
-        return hashlib.sha256(json.dumps([self.cloud, self.token, self.agent_id, self.labels]).encode()).hexdigest()
+        said = [self.cloud, self.token, self.agent_id, self.labels, self.new_device]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def labels_of(pairs: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -88,10 +91,11 @@ def enrol(folder: StateFolder, wish: Wish, profile: resources_pb2.DeviceProfile,
             profile=profile,
             labels=dict(wish.labels),
             request_id=request_id,
+            new_device=wish.new_device,
         )
         with sync_channel(Endpoint(wish.cloud, authority_pem)) as channel:
             answer = enrolment_pb2_grpc.EnrolmentServiceStub(channel).Enrol(request, timeout=_TIMEOUT_S)
-        files.enrolled(answer, wish.cloud)
+        files.enrolled(answer, wish.cloud, new_device=wish.new_device)
         return answer.agent
 
 

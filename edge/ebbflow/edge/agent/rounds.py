@@ -7,9 +7,12 @@ import structlog
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import sign
+from ebbflow.common.privacy.vector import AdapterContribution, Contribution
 from ebbflow.edge.agent.cloud import Cloud
+from ebbflow.edge.agent.likeness import likeness_of
+from ebbflow.edge.agent.updates import Updates
 from ebbflow.edge.delivery.trust import TrustClient
-from ebbflow.edge.feedback.lexical import Lexicon
+from ebbflow.edge.feedback.identity import Identity
 from ebbflow.edge.feedback.plans import AdmittedPlan, Ceiling, admit
 from ebbflow.edge.feedback.store import FeedbackStore
 from ebbflow.edge.serving.hub import Hub
@@ -18,45 +21,77 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 300.0
 # The cloud's last word on a batch.
-_FINAL = frozenset({Reason.BATCH_REFUSED, Reason.BUDGET_EXHAUSTED, Reason.ROUND_CLOSED, Reason.ROUND_NOT_FOUND})
+_FINAL = frozenset(
+    {
+        Reason.BATCH_REFUSED,
+        Reason.BUDGET_EXHAUSTED,
+        Reason.LIFETIME_EXHAUSTED,
+        Reason.ROUND_CLOSED,
+        Reason.ROUND_NOT_FOUND,
+    }
+)
+# What may be otherwise a moment later: no decision about a plan.
+_PASSING = frozenset({Reason.SERVER_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.DISK_FULL})
 
 
 class Rounds:
     """One agent's part in rounds of feedback."""
 
-    def __init__(self, cloud: Cloud, trust: TrustClient, store: FeedbackStore, hub: Hub, ceiling: Ceiling) -> None:
+    def __init__(
+        self, cloud: Cloud, trust: TrustClient, store: FeedbackStore, hub: Hub, ceiling: Ceiling, updates: Updates
+    ) -> None:
         """Takes the parts that it connects."""
         self._cloud, self._trust, self._store, self._hub, self._ceiling = cloud, trust, store, hub, ceiling
-        self._declined: dict[bytes, Reason] = {}  # by signature, so that each plan is declined in the log once
+        self._updates = updates
+        self._declined: dict[bytes, Reason] = {}  # by signature, so that each plan is declined once
 
     async def look(self) -> float:
         """Answers the open rounds and sends what waits; returns the seconds until the next look.
+
+        What the cloud has been told under this identity is charged before anything is answered, so that a device whose
+        disk was lost or restored goes on where it was.
 
         Raises:
             EbbflowError: why the cloud could not be asked; what was charged is kept and sent later.
         """
         response = await self._cloud.feedback.GetPlan(pb.GetPlanRequest())
+        taken = await asyncio.to_thread(self._store.take_over, response.charges, self._trust.clock.now())
+        if taken:
+            log.warning("charges_taken_over", rounds=taken)
         for signed in response.plans:
             await asyncio.to_thread(self._answer, signed)
         await self._send()
         return POLL_S
 
     def _answer(self, signed: pb.SignedPlan) -> None:
+        admitted = None
         try:
             admitted = self._admit(signed)
             if self._store.has_answered(admitted.plan.round):
                 return
-            lexicon = self._lexicon(admitted.plan)
-            contributions = self._store.contributions(admitted, lexicon) if lexicon else []
-            self._store.release_batch(admitted, contributions, self._sign, self._trust.clock.now())
+            self._identity.check(admitted, self._trust.clock.now())
+            self._store.check(admitted)
+            contributions, base_release = self._contributions(admitted)
+            self._store.release_batch(admitted, contributions, self._sign, self._trust.clock.now(), base_release)
         except EbbflowError as error:
-            if error.reason in {Reason.SERVER_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.DISK_FULL}:
+            if error.reason in _PASSING:
                 raise
-            if self._declined.get(signed.signature) is not error.reason:
-                self._declined[signed.signature] = error.reason
-                log.warning("round_declined", reason=error.reason.name, why=str(error))
+            self._decline(signed, admitted, error)
             return
         log.info("round_answered", round=admitted.plan.round)
+
+    def _decline(self, signed: pb.SignedPlan, admitted: AdmittedPlan | None, error: EbbflowError) -> None:
+        """Keeps a plan that is not answered, once for each reason."""
+        if self._declined.get(signed.signature) is error.reason:
+            return
+        self._store.decline(signed, error.reason, admitted, self._trust.clock.now())
+        self._declined[signed.signature] = error.reason
+        log.warning("round_declined", reason=error.reason.name, why=str(error))
+
+    @property
+    def _identity(self) -> Identity:
+        known = self._cloud.credentials
+        return Identity(known.enrol_time, known.new_device)
 
     def _admit(self, signed: pb.SignedPlan) -> AdmittedPlan:
         """Decides about a plan, with fresh keys if the known ones do not know its signer."""
@@ -69,11 +104,12 @@ class Rounds:
         self._trust.refresh()
         return admit(signed, self._trust.feedback_keys(), self._ceiling, now)
 
-    def _lexicon(self, plan: pb.RoundPlan) -> Lexicon | None:
-        """The measure of likeness, or None without the student: then nobody was served, and the report has no votes."""
-        texts = [text for bin_ in plan.bins for text in bin_.texts]
-        found = [model.tokenizer for model in self._hub.models() if model.student == plan.student]
-        return Lexicon(texts, found[0].encode, found[0].size) if found else None
+    def _contributions(self, admitted: AdmittedPlan) -> tuple[list[Contribution] | list[AdapterContribution], int]:
+        """What users add, and the release that their changes are to; 0 for votes."""
+        if admitted.plan.HasField("adapter"):
+            return self._updates.contributions(admitted)
+        likeness = likeness_of(admitted.plan, self._hub)
+        return (self._store.contributions(admitted, likeness) if likeness else []), 0
 
     def _sign(self, data: bytes) -> bytes:
         return sign(self._cloud.credentials.key(), data)

@@ -31,11 +31,13 @@ from ebbflow.edge.agent.swapping import Room, Swapper
 from ebbflow.edge.agent.teacher import Teacher, escalation_of
 from ebbflow.edge.agent.telemetry import telemetry
 from ebbflow.edge.agent.transfers import transfers
+from ebbflow.edge.agent.updates import Updates
 from ebbflow.edge.agent.version import agent_version
 from ebbflow.edge.agent.waiting import Pace, uniform
 from ebbflow.edge.agent.watcher import Watcher
 from ebbflow.edge.delivery.install import Installer
 from ebbflow.edge.delivery.limit import chunk_bytes
+from ebbflow.edge.delivery.slots import SlotStore
 from ebbflow.edge.delivery.traffic import Traffic
 from ebbflow.edge.delivery.trust import TrustClient
 from ebbflow.edge.engine.base import Engine
@@ -103,7 +105,8 @@ class Agent:
             trust.clock.now,
         )
         self.governing = Governing(self.hub, settings, profile.memory_mib * _MIB, trust.clock.now)
-        rounds = Rounds(self.cloud, trust, self.store, self.hub, ceiling)
+        updates = Updates(SlotStore(folder.releases), self.store)
+        rounds = Rounds(self.cloud, trust, self.store, self.hub, ceiling, updates)
         self._look = Watcher("desired_state", self._reconciler.look, pace)
         self._reconciler.wake = self._look.wake_in
         self._reconciler.removed = self.metrics.forget

@@ -13,6 +13,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.agent.state import StateFolder
 from ebbflow.edge.delivery.limit import parse_rate
 from ebbflow.edge.delivery.windows import Window, Windows, parse_windows, parse_zone
+from ebbflow.edge.feedback.consent import Consent
 
 Rate = Annotated[int, BeforeValidator(lambda value: parse_rate(str(value)))]
 """Bytes a second; written with a unit."""
@@ -96,6 +97,19 @@ class AgentSettings(BaseSettings):
     epsilon: float = Field(default=4.0, gt=0, description="Most epsilon to spend for each user and window.")
     delta: float = Field(default=1e-6, gt=0, lt=1, description="Delta that goes with it.")
     window_days: int = Field(default=30, ge=1, description="Days of a window.")
+    lifetime_epsilon: float = Field(
+        default=0.0,
+        ge=0,
+        description="Most epsilon to spend for each user over all windows together; 0 sets no limit.",
+    )
+    consent: Consent = Field(
+        default=Consent.ASSUMED,
+        description='Whether users who have not said anything take part in feedback, "assumed", or not, "required".',
+    )
+    adapters: bool = Field(
+        default=False,
+        description="Whether rounds may ask for adapter updates; they need the extra edge-torch.",
+    )
     grace_s: float = Field(default=20.0, ge=0, description="Seconds that running requests have to finish on SIGTERM.")
     log_format: Literal["console", "json"] = Field(default="console", description="How log lines look.")
 

@@ -8,12 +8,13 @@ from typing import Protocol
 import structlog
 
 from ebbflow.api.v1 import inference_pb2 as pb
+from ebbflow.common.codes import artefact
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.agent.machine import MachineReading
 from ebbflow.edge.agent.profile import PRECISIONS
 from ebbflow.edge.engine.base import Engine, Prepared
 from ebbflow.edge.engine.governor import Governor, Policy
-from ebbflow.edge.engine.strain import BITS, Reading
+from ebbflow.edge.engine.strain import Reading
 from ebbflow.edge.serving.faults import place_of
 from ebbflow.edge.serving.load import Load
 from ebbflow.edge.serving.model import Model
@@ -52,9 +53,10 @@ class Steering:
         self._ended = False
         self._threads = model.engine.threads
         engine = model.engine
-        own_bytes = engine.memory().weights_bytes
-        self._weights_bytes = {
-            precision: round(own_bytes * BITS[precision] / BITS[engine.precision]) for precision in policy.offered
+        sizes_bytes = {name: artefact.size_bytes(engine.config, name, engine.kept_bf16) for name in artefact.PRECISIONS}
+        share = engine.memory().weights_bytes / sizes_bytes[engine.precision]
+        self._weights_bytes: dict[str, int] = {
+            name: round(share * sizes_bytes[name]) for name in artefact.PRECISIONS if name in policy.offered
         }
 
     @property

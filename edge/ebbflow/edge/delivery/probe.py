@@ -30,9 +30,13 @@ def probe(manifest: Manifest, precision: str, weights_path: Path, load_engine: L
 
     Raises:
         EbbflowError: PROBE_FAILED if the loss differs from the signed one by more than the signed tolerance, with both
-            in its metadata; or as `load` does.
+            in its metadata; ARTEFACT_UNTRUSTED if the weights keep other matrices in bf16 than the manifest says; or
+            as `load` does.
     """
     engine = load(weights_path, load_engine)
+    if engine.kept_bf16 != manifest.kept_bf16:
+        message = "manifest and weights disagree on the matrices that are kept in bf16"
+        raise EbbflowError(Reason.ARTEFACT_UNTRUSTED, message)
     with _named_failures("compute"):
         loss = manifest.probe.mean([sequence_loss(engine, token_ids) for token_ids in manifest.probe.token_ids])
     expected, tolerance = manifest.variants[precision].probe_loss, manifest.probe.tolerance

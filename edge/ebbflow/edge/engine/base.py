@@ -73,6 +73,10 @@ class Engine(Protocol):
     max_threads: int
 
     @property
+    def kept_bf16(self) -> tuple[str, ...]:
+        """Matrices that the release keeps in bfloat16 in every precision, by their names, sorted."""
+
+    @property
     def precision(self) -> Precision:
         """Of the weights that compute now."""
 
@@ -209,14 +213,13 @@ def check_threads(count: int, most: int) -> None:
         raise EbbflowError(Reason.CONFIG_INVALID, f"threads must be from 1 to {most}, not {count}")
 
 
-def check_replacement(slots: Sized, config: StudentConfig, variant: Variant, precision: Precision) -> None:
+def check_replacement(slots: Sized, engine: Engine, variant: Variant) -> None:
     """Holds what shall replace an artefact in place against that artefact.
 
     Args:
         slots: those that are open.
-        config: shape that is loaded now.
+        engine: what computes now.
         variant: what shall replace it.
-        precision: that computes now.
 
     Raises:
         EbbflowError: STATE_CONFLICT if a slot is open, INVALID_REQUEST if the other artefact does not fit.
@@ -225,10 +228,13 @@ def check_replacement(slots: Sized, config: StudentConfig, variant: Variant, pre
         raise EbbflowError(
             Reason.STATE_CONFLICT, f"{len(slots)} sequences are open; drain them before replacing weights"
         )
-    if _computed(config) != _computed(variant.config):
+    if _computed(engine.config) != _computed(variant.config):
         raise EbbflowError(Reason.INVALID_REQUEST, "the other artefact has another shape", field="weights_path")
-    if precision not in offered_by(variant.precision):
-        message = f"an artefact in {variant.precision} does not hold {precision}"
+    if engine.kept_bf16 != variant.kept_bf16:
+        message = "the other artefact keeps other matrices in bf16"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="weights_path")
+    if engine.precision not in offered_by(variant.precision):
+        message = f"an artefact in {variant.precision} does not hold {engine.precision}"
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="weights_path")
 
 

@@ -97,6 +97,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "ebb_pack4": (None, (_pointer, _pointer, _int, _int, _int, _pointer)),
     "ebb_pack8": (None, (_pointer, _pointer, _int, _int, _int, _pointer)),
     "ebb_pack16": (None, (_pointer, _int, _int, _int, _pointer)),
+    "ebb_code4": (ctypes.c_int, (_pointer, _size, _pointer, _pointer)),
+    "ebb_code8": (ctypes.c_int, (_pointer, _size, _pointer, _pointer)),
     "ebb_multiply": (ctypes.c_int, (ctypes.POINTER(Matrix), _pointer, _int, _pointer)),
     "ebb_open": (_pointer, (ctypes.POINTER(Model),)),
     "ebb_step": (None, (_pointer, ctypes.POINTER(Batch))),

@@ -104,7 +104,7 @@ class NativeEngine:
         self.max_threads: int = max(available_threads(), threads or 1)
         self._limit_bytes = memory_limit_bytes
         self._fixed_bytes = buffer_bytes(self.config, self.max_threads)
-        needed_bytes = self._fixed_bytes + Layout(library, self.config, self.precision).size_bytes
+        needed_bytes = self._fixed_bytes + Layout(library, variant, self.precision).size_bytes
         check_memory(needed_bytes, memory_limit_bytes, "the student")
         self._weights = PackedWeights(library, variant, self.precision)
         self._session = Session(library, self.config, self.context_tokens, kv_cache, self.max_threads)
@@ -118,6 +118,11 @@ class NativeEngine:
         retained_most = prefix_cache_bytes // self._session.page_bytes
         self._book = PageBook(self._memory, self._page_limit(self._weights.bytes), retained_most)
         self._forget_slots()
+
+    @property
+    def kept_bf16(self) -> tuple[str, ...]:
+        """Matrices that are bfloat16 in every precision."""
+        return self._variant.kept_bf16
 
     @property
     def offered(self) -> tuple[Precision, ...]:
@@ -218,7 +223,7 @@ class NativeEngine:
         """
         variant = self._variant
         chosen = self._require_offered(variant, precision)
-        packed_bytes = Layout(self._library, variant.config, chosen).size_bytes
+        packed_bytes = Layout(self._library, variant, chosen).size_bytes
         self._account(packed_bytes)
         try:
             return PreparedWeights(self, variant, PackedWeights(self._library, variant, chosen))
@@ -255,7 +260,7 @@ class NativeEngine:
             EbbflowError: STATE_CONFLICT, INVALID_REQUEST, FILE_CORRUPT or WEIGHTS_INVALID.
         """
         variant = read_variant(weights_path)
-        check_replacement(self._sequences, self.config, variant, self.precision)
+        check_replacement(self._sequences, self, variant)
         check_numbers(self._library, variant, self.precision)
         self._whole = False
         self._book.forget()

@@ -77,6 +77,7 @@ class TorchEngine:
         variant = read_variant(weights_path)
         self.reason = reason
         self.config: StudentConfig = variant.config
+        self.kept_bf16: tuple[str, ...] = variant.kept_bf16
         self.precision: Precision = precision or variant.precision
         self.offered: tuple[Precision, ...] = (self.precision,)
         longest = variant.config.max_position_embeddings
@@ -142,7 +143,7 @@ class TorchEngine:
             EbbflowError: STATE_CONFLICT, INVALID_REQUEST or FILE_CORRUPT; nothing has changed.
         """
         variant = read_variant(weights_path)
-        check_replacement(self._slots.lengths, self.config, variant, self.precision)
+        check_replacement(self._slots.lengths, self, variant)
         names = list(variant.config.tensor_shapes())
         for name in names:  # all is read once before the first byte changes
             weight_as(variant, name, self.precision)

@@ -1,67 +1,18 @@
-"""The agent's local database: schema, connections, and SQLite's errors in the words of the catalogue."""
+"""The agent's local database: connections, and SQLite's errors in the words of the catalogue."""
 
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.edge.feedback import schema
 
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE interactions (
-    id TEXT PRIMARY KEY,
-    student TEXT NOT NULL,
-    release TEXT NOT NULL,
-    user BLOB NOT NULL,
-    prompt TEXT NOT NULL,
-    answer TEXT NOT NULL,
-    outcome INTEGER NOT NULL DEFAULT 0,
-    create_time REAL NOT NULL
-) STRICT;
-CREATE INDEX interactions_by_student ON interactions (student, create_time);
-CREATE INDEX interactions_by_user ON interactions (user, create_time);
-CREATE INDEX interactions_by_time ON interactions (create_time);
-CREATE TABLE accounts (
-    student TEXT NOT NULL,
-    window TEXT NOT NULL,
-    rho_cap_nano INTEGER NOT NULL,
-    rho_spent_nano INTEGER NOT NULL,
-    epsilon REAL NOT NULL,
-    delta REAL NOT NULL,
-    PRIMARY KEY (student, window),
-    CHECK (rho_spent_nano >= 0 AND rho_spent_nano <= rho_cap_nano)
-) STRICT;
-CREATE TABLE device_accounts (
-    window TEXT PRIMARY KEY,
-    rho_cap_nano INTEGER NOT NULL,
-    rho_spent_nano INTEGER NOT NULL,
-    CHECK (rho_spent_nano >= 0 AND rho_spent_nano <= rho_cap_nano)
-) STRICT;
-CREATE TABLE entries (
-    batch_id TEXT PRIMARY KEY,
-    round TEXT NOT NULL UNIQUE,
-    student TEXT NOT NULL,
-    window TEXT NOT NULL,
-    device_window TEXT NOT NULL,
-    rho_nano INTEGER NOT NULL,
-    create_time REAL NOT NULL
-) STRICT;
-CREATE TABLE outbox (
-    batch_id TEXT PRIMARY KEY REFERENCES entries (batch_id),
-    round TEXT NOT NULL UNIQUE,
-    plan_sha256 BLOB NOT NULL,
-    signed_batch BLOB NOT NULL,
-    end_time REAL NOT NULL,
-    state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sent', 'refused', 'expired')),
-    reason TEXT NOT NULL DEFAULT ''
-) STRICT;
-"""
-
+_SCRUB_S = 60.0
 _REASONS = {
     "SQLITE_FULL": (Reason.DISK_FULL, "no space left for"),
     "SQLITE_CORRUPT": (Reason.FILE_CORRUPT, "damaged:"),
@@ -120,17 +71,11 @@ class Database:
                 raise
 
     def _prepare(self, synchronous: str) -> None:
-        pragmas = ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON")
-        for pragma in pragmas:
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "secure_delete=ON"):
             self._connection.execute(f"PRAGMA {pragma}")
         with self.transaction() as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise EbbflowError(Reason.SCHEMA_NEWER, f"{self.path} was written by a later version", path=self.path)
-            if version == 0:
-                for statement in _SCHEMA.split(";")[:-1]:
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            schema.bring_up_to_date(connection, self.path)
+        self._connection.execute("PRAGMA foreign_keys=ON")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -156,9 +101,17 @@ class Database:
                 self._connection.execute("ROLLBACK")
 
     def scrub(self) -> None:
-        """Empties the write-ahead log, where deleted rows would linger."""
+        """Empties the write-ahead log, where deleted rows would linger.
+
+        Raises:
+            EbbflowError: DEADLINE_EXCEEDED if another connection reads all the time.
+        """
         with self._lock, _named(self.path):
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            deadline_s = time.monotonic() + _SCRUB_S
+            while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > deadline_s:
+                    message = f"other processes keep {self.path} busy: what was removed is not out of its log yet"
+                    raise EbbflowError(Reason.DEADLINE_EXCEEDED, message, path=self.path)
 
     def close(self) -> None:
         """Closes the file."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ebbflow.api.v1 import resources_pb2 as rpb
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.edge.feedback.consent import Consents
 from ebbflow.edge.feedback.database import Database
 from ebbflow.edge.feedback.users import UserHasher
 
@@ -43,23 +44,25 @@ def new_interaction_id() -> str:
 class Interactions:
     """Table of interactions. Times are aware."""
 
-    def __init__(self, database: Database, hasher: UserHasher, retention: Retention) -> None:
-        """Keeps interactions in a database that need not wait for the disk at every one."""
+    def __init__(self, database: Database, hasher: UserHasher, retention: Retention, consents: Consents) -> None:
+        """Keeps interactions of users who take part, in a database that need not wait for the disk at every one."""
         self._database = database
         self._hasher = hasher
         self._retention = retention
+        self._consents = consents
 
     def record(
         self, id_: str, student: str, release: str, user_key: str | None, prompt: str, answer: str, now: dt.datetime
     ) -> None:
-        """Keeps one; the same id again changes nothing."""
+        """Keeps one unless its user does not take part; the same id again changes nothing."""
         user = self._hasher.hash(user_key)
         row = (id_, student, release, user, _cut(prompt), _cut(answer), now.timestamp())
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO interactions (id, student, release, user, prompt, answer, create_time)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                row,
+                " SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7"
+                " WHERE (?4 IN (SELECT user FROM users WHERE allowed = ?8)) = ?8",
+                (*row, self._consents.asked),
             )
             connection.execute(
                 "DELETE FROM interactions WHERE id IN (SELECT id FROM interactions WHERE user = ?"
@@ -76,7 +79,11 @@ class Interactions:
         if outcome not in rpb.Outcome.values() or outcome == rpb.OUTCOME_UNSPECIFIED:
             raise EbbflowError(Reason.INVALID_REQUEST, "the outcome is not one of those known", field="outcome")
         with self._database.transaction() as connection:
-            done = connection.execute("UPDATE interactions SET outcome = ? WHERE id = ?", (int(outcome), id_))
+            done = connection.execute(
+                "UPDATE interactions SET outcome = ?1 WHERE id = ?2"
+                " AND (user IN (SELECT user FROM users WHERE allowed = ?3)) = ?3",
+                (int(outcome), id_, self._consents.asked),
+            )
             if not done.rowcount:
                 raise EbbflowError(Reason.INTERACTION_NOT_FOUND, "no such interaction is kept on this device")
 
@@ -95,21 +102,27 @@ class Interactions:
         return done.rowcount
 
     def within(self, student: str, start: dt.datetime, end: dt.datetime) -> list[Interaction]:
-        """Returns a student's interactions from `start` on and before `end`."""
+        """Returns a student's interactions from `start` on and before `end`, of users who take part and may vote."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT id, user, outcome FROM interactions WHERE student = ? AND create_time >= ? AND create_time < ?",
-                (student, start.timestamp(), end.timestamp()),
+                "SELECT id, user, outcome FROM interactions"
+                " WHERE student = ?1 AND create_time >= ?2 AND create_time < ?3"
+                " AND (user IN (SELECT user FROM users WHERE allowed = ?4)) = ?4"
+                " AND user NOT IN (SELECT user FROM users WHERE paused = 1)",
+                (student, start.timestamp(), end.timestamp(), self._consents.asked),
             ).fetchall()
         return [Interaction(id=row[0], user=row[1], outcome=row[2]) for row in rows]
 
+    def texts(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Returns prompt and answer of some interactions, by id; those that are gone meanwhile are left out."""
+        with self._database.reading() as connection:
+            query = "SELECT prompt, answer FROM interactions WHERE id = ?"
+            found = [connection.execute(query, (id_,)).fetchone() for id_ in ids]
+        return {id_: (row[0], row[1]) for id_, row in zip(ids, found, strict=True) if row}
+
     def prompts(self, ids: Sequence[str]) -> dict[str, str]:
         """Returns the prompts of some interactions, by id."""
-        with self._database.reading() as connection:
-            found = [
-                connection.execute("SELECT prompt FROM interactions WHERE id = ?", (id_,)).fetchone() for id_ in ids
-            ]
-        return {id_: row[0] for id_, row in zip(ids, found, strict=True) if row}
+        return {id_: prompt for id_, (prompt, _) in self.texts(ids).items()}
 
     def count(self) -> tuple[int, int]:
         """Returns how many interactions of how many users are kept. For the device's own eyes only."""

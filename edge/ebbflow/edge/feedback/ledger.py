@@ -6,14 +6,15 @@ nothing and told nothing; whatever happens after it finds the same bytes to send
 
 import datetime as dt
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy.vector import Contribution
+from ebbflow.common.privacy.calibration import DEFAULT_DELTA
+from ebbflow.edge.feedback import budgets, history
 from ebbflow.edge.feedback.database import Database
 from ebbflow.edge.feedback.plans import AdmittedPlan
-from ebbflow.edge.feedback.release import make_batch
 
 KEEP_SENT = dt.timedelta(days=7)
 """How long a batch's bytes stay after its round has ended."""
@@ -42,43 +43,40 @@ class Outgoing:
     """A serialised SignedBatch: send it as it is."""
 
 
-def _exhausted(what: str) -> EbbflowError:
-    return EbbflowError(Reason.BUDGET_EXHAUSTED, f"the privacy budget of {what} does not allow another round")
+MakeBatch = Callable[[], tuple[str, bytes]]
+"""Adds fresh noise; returns the batch's id and the bytes of a SignedBatch."""
 
 
-def _charge_student(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
-    plan, policy = admitted.plan, admitted.plan.policy
-    key = (admitted.student_id, plan.window)
+def _check(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
+    history.check(connection, admitted)
+    budgets.check_clock(connection, admitted)
+    budgets.check_limits(connection, admitted)
+
+
+def _keep_terms(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
+    policy = admitted.plan.policy
     connection.execute(
-        "INSERT INTO accounts (student, window, rho_cap_nano, rho_spent_nano, epsilon, delta) VALUES (?, ?, ?, 0, ?, ?)"
-        " ON CONFLICT DO UPDATE SET epsilon = excluded.epsilon, delta = excluded.delta,"
-        " rho_cap_nano = max(excluded.rho_cap_nano, rho_spent_nano)",
-        (*key, policy.rho_cap_nano, policy.epsilon, policy.delta),
+        "INSERT INTO accounts (student, window, rho_cap_nano, epsilon, delta) VALUES (?, ?, ?, ?, ?) ON CONFLICT"
+        " DO UPDATE SET epsilon = excluded.epsilon, delta = excluded.delta, rho_cap_nano = excluded.rho_cap_nano",
+        (admitted.student_id, admitted.plan.window, policy.rho_cap_nano, policy.epsilon, policy.delta),
     )
-    cost = plan.mechanism.rho_nano
-    done = connection.execute(
-        "UPDATE accounts SET rho_spent_nano = rho_spent_nano + ?"
-        " WHERE student = ? AND window = ? AND rho_spent_nano + ? <= rho_cap_nano",
-        (cost, *key, cost),
-    )
-    if done.rowcount != 1:
-        raise _exhausted(f"{plan.student} in the window {plan.window}")
 
 
-def _charge_device(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
-    window, cap, cost = admitted.device_window, admitted.device_cap_nano, admitted.plan.mechanism.rho_nano
+def _keep_charge(connection: sqlite3.Connection, admitted: AdmittedPlan, batch_id: str, now: dt.datetime) -> None:
+    plan = admitted.plan
+    row = (plan.round, batch_id, admitted.student_id, plan.window, plan.mechanism.rho_nano)
     connection.execute(
-        "INSERT INTO device_accounts (window, rho_cap_nano, rho_spent_nano) VALUES (?, ?, 0)"
-        " ON CONFLICT DO UPDATE SET rho_cap_nano = max(excluded.rho_cap_nano, rho_spent_nano)",
-        (window, cap),
+        "INSERT INTO entries (round, batch_id, student, window, rho_nano, charge_time, end_time)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (*row, now.timestamp(), admitted.end_time.timestamp()),
     )
-    done = connection.execute(
-        "UPDATE device_accounts SET rho_spent_nano = rho_spent_nano + ?"
-        " WHERE window = ? AND rho_spent_nano + ? <= rho_cap_nano",
-        (cost, window, cost),
+
+
+def _keep_batch(connection: sqlite3.Connection, admitted: AdmittedPlan, batch_id: str, signed_batch: bytes) -> None:
+    connection.execute(
+        "INSERT INTO outbox (batch_id, round, plan_sha256, signed_batch, end_time) VALUES (?, ?, ?, ?, ?)",
+        (batch_id, admitted.plan.round, admitted.plan_sha256, signed_batch, admitted.end_time.timestamp()),
     )
-    if done.rowcount != 1:
-        raise _exhausted(f"this device in the window {window}")
 
 
 class Ledger:
@@ -88,48 +86,76 @@ class Ledger:
         """Takes a database that was opened with synchronous=FULL."""
         self._database = database
 
-    def release(
-        self,
-        admitted: AdmittedPlan,
-        contributions: Collection[Contribution],
-        sign: Callable[[bytes], bytes],
-        now: dt.datetime,
-    ) -> bytes:
+    def release(self, admitted: AdmittedPlan, make_batch: MakeBatch, now: dt.datetime) -> bytes:
         """Answers a plan once: the first call charges and makes the bytes, every later call returns them.
+
+        Args:
+            admitted: the plan.
+            make_batch: called at most once, after everything that could refuse the charge.
+            now: the device's time.
 
         Returns:
             A serialised SignedBatch.
 
         Raises:
-            EbbflowError: BUDGET_EXHAUSTED (nothing was charged); PLAN_INVALID if the round was answered under another
-                plan; DISK_FULL.
+            EbbflowError: BUDGET_EXHAUSTED, LIFETIME_EXHAUSTED, ROUND_CLOSED (its window ended before the last charge),
+                PLAN_INVALID (the round was answered under another plan or by a copy of this device, or the policy is
+                older than one that was seen), DISK_FULL. Nothing was charged.
         """
-        plan = admitted.plan
         with self._database.transaction() as connection:
             kept = self._answered(connection, admitted)
             if kept is not None:
                 return kept
-            _charge_student(connection, admitted)
-            _charge_device(connection, admitted)
-            batch_id, signed_batch = make_batch(admitted, contributions, sign)
-            connection.execute(
-                "INSERT INTO entries (batch_id, round, student, window, device_window, rho_nano, create_time)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    batch_id,
-                    plan.round,
-                    admitted.student_id,
-                    plan.window,
-                    admitted.device_window,
-                    plan.mechanism.rho_nano,
-                    now.timestamp(),
-                ),
-            )
-            connection.execute(
-                "INSERT INTO outbox (batch_id, round, plan_sha256, signed_batch, end_time) VALUES (?, ?, ?, ?, ?)",
-                (batch_id, plan.round, admitted.plan_sha256, signed_batch, admitted.end_time.timestamp()),
-            )
+            _check(connection, admitted)
+            history.note_answered(connection, admitted, now)
+            _keep_terms(connection, admitted)
+            batch_id, signed_batch = make_batch()
+            _keep_charge(connection, admitted, batch_id, now)
+            _keep_batch(connection, admitted, batch_id, signed_batch)
         return signed_batch
+
+    def take_over(self, charges: Iterable[pb.MirroredCharge], now: dt.datetime) -> int:
+        """Charges the account with what the cloud knows of and the account does not; returns how many rounds that were.
+
+        Such a round is never answered, and a batch that still waits for it is not sent: one has left under this
+        identity already, and a disk that was restored may hold another with other noise. If there was anything to take
+        over, the disk is one of the past: then nothing that waits is sent, because what was answered since and what
+        waits were never held against one cap together.
+
+        Raises:
+            EbbflowError: PLAN_INVALID if a charge makes no sense; then nothing is taken over.
+        """
+        known = [budgets.read(charge) for charge in charges]
+        with self._database.reading() as connection:
+            news = budgets.lacking(connection, known)
+            waiting = {row[0] for row in connection.execute("SELECT round FROM outbox WHERE state = 'pending'")}
+        settled = waiting & {charge.round for charge in known}
+        if news or settled:
+            with self._database.transaction() as connection:
+                budgets.take_over(connection, news, now)
+                connection.executemany(
+                    "UPDATE outbox SET state = 'sent' WHERE round = ? AND state = 'pending'",
+                    [(round_,) for round_ in sorted(settled)],
+                )
+                if news:
+                    connection.execute("UPDATE outbox SET state = 'expired' WHERE state = 'pending'")
+        return len(news)
+
+    def check(self, admitted: AdmittedPlan) -> None:
+        """Refuses what `release` would refuse, before anything is computed for it.
+
+        Raises:
+            EbbflowError: as `release`.
+        """
+        with self._database.reading() as connection:
+            _check(connection, admitted)
+
+    def decline(self, signed: pb.SignedPlan, admitted: AdmittedPlan | None, reason: Reason, now: dt.datetime) -> None:
+        """Keeps a plan that is not answered, and its policy's version if the plan was sound otherwise."""
+        with self._database.transaction() as connection:
+            history.note_declined(connection, signed, reason.name, now)
+            if admitted:
+                history.note_policy(connection, admitted)
 
     @staticmethod
     def _answered(connection: sqlite3.Connection, admitted: AdmittedPlan) -> bytes | None:
@@ -140,7 +166,7 @@ class Ledger:
             (admitted.plan.round, admitted.plan_sha256),
         ).fetchone()
         if row is None:
-            message = f"{admitted.plan.round} was answered before, under another plan"
+            message = f"{admitted.plan.round} was answered before, under another plan or by a copy of this device"
             raise EbbflowError(Reason.PLAN_INVALID, message, why="answered")
         return bytes(row[0])
 
@@ -175,21 +201,46 @@ class Ledger:
                 "UPDATE outbox SET state = 'expired' WHERE state = 'pending' AND end_time <= ?", (now.timestamp(),)
             )
             connection.execute("DELETE FROM outbox WHERE end_time <= ?", ((now - KEEP_SENT).timestamp(),))
+            history.forget_old(connection, now)
 
     def accounts(self) -> list[Account]:
         """Returns every account, newest window first."""
         with self._database.reading() as connection:
             rows = connection.execute(
-                "SELECT student, window, rho_spent_nano, rho_cap_nano, epsilon, delta, (SELECT COUNT(*) FROM entries"
-                " WHERE entries.student = accounts.student AND entries.window = accounts.window)"
-                " FROM accounts ORDER BY window DESC, student"
+                "SELECT student, window, SUM(rho_nano), COUNT(*), MAX(rho_cap_nano), MAX(epsilon), MAX(delta)"
+                " FROM entries LEFT JOIN accounts USING (student, window)"
+                " GROUP BY student, window ORDER BY window DESC, student"
             ).fetchall()
-        return [Account(*row) for row in rows]
+            policies = history.policies(connection)
+        return [_account(row, policies.get(row[0], (0, pb.PrivacyPolicy()))[1]) for row in rows]
 
-    def device_spent_nano(self, window: str) -> int:
-        """What all students together have cost in one of the device's own windows."""
+    def spent_nano(self, span: budgets.Span) -> int:
+        """What rounds of a span have cost, in billionths of rho."""
         with self._database.reading() as connection:
-            row = connection.execute(
-                "SELECT rho_spent_nano FROM device_accounts WHERE window = ?", (window,)
-            ).fetchone()
-        return int(row[0]) if row else 0
+            return span.spent_nano(connection)
+
+    def decisions(self, limit: int) -> list[history.Decision]:
+        """Returns the last plans and what became of them, newest first."""
+        with self._database.reading() as connection:
+            return history.decisions(connection, limit)
+
+    def policies(self) -> dict[str, tuple[int, pb.PrivacyPolicy]]:
+        """Returns the version and the words of each student's newest policy, by the student's id."""
+        with self._database.reading() as connection:
+            return history.policies(connection)
+
+
+def _account(
+    row: tuple[str, str, int, int, int | None, float | None, float | None], policy: pb.PrivacyPolicy
+) -> Account:
+    """An account; where only the cloud told of its charges, in the words of the newest policy."""
+    student, window, spent, entries, cap, epsilon, delta = row
+    return Account(
+        student=student,
+        window=window,
+        rho_spent_nano=spent,
+        rho_cap_nano=max(spent, cap or policy.rho_cap_nano),
+        epsilon=epsilon or policy.epsilon,
+        delta=delta or policy.delta or DEFAULT_DELTA,
+        entries=entries,
+    )

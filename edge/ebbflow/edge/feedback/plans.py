@@ -2,6 +2,7 @@
 
 import datetime as dt
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ class Ceiling:
     epsilon: float = DEFAULT_EPSILON
     delta: float = DEFAULT_DELTA
     window_days: int = DEFAULT_WINDOW_DAYS
+    lifetime_epsilon: float = 0.0
+    """Of all windows together, at the same delta; 0 sets no limit."""
+    adapters: bool = False
+    """Whether rounds may ask for adapter updates."""
 
     def __post_init__(self) -> None:
         """Refuses what makes no sense.
@@ -46,11 +51,19 @@ class Ceiling:
             raise EbbflowError(Reason.CONFIG_INVALID, f"the privacy ceiling's {error}") from None
         if self.window_days < 1:
             raise EbbflowError(Reason.CONFIG_INVALID, "the privacy ceiling's window_days must be at least 1")
+        if self.lifetime_epsilon and not self.epsilon <= self.lifetime_epsilon < math.inf:
+            message = "the privacy ceiling's lifetime_epsilon must be 0 or at least a window's epsilon"
+            raise EbbflowError(Reason.CONFIG_INVALID, message)
 
     @property
     def rho_cap_nano(self) -> int:
         """What a window of the device may cost, in billionths of rho."""
         return rho_nano_cap(self.epsilon, self.delta)
+
+    @property
+    def lifetime_nano(self) -> int:
+        """What all windows together may cost, in billionths of rho; 0 sets no limit."""
+        return rho_nano_cap(self.lifetime_epsilon, self.delta) if self.lifetime_epsilon else 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,9 @@ class AdmittedPlan:
         device_window: window of the device's own ceiling that the round is charged to.
         device_cap_nano: what that window may cost.
         policy_version: of the signed policy; the ledger refuses one below the highest that it has seen.
+        device_window_days: length of the device's own windows.
+        device_lifetime_nano: what all windows of the device together may cost; 0 sets no limit.
+        signed_plan: a serialised SignedPlan, as it came, for the device's records.
     """
 
     plan: pb.RoundPlan
@@ -70,6 +86,9 @@ class AdmittedPlan:
     device_window: str
     device_cap_nano: int
     policy_version: int
+    device_window_days: int = DEFAULT_WINDOW_DAYS
+    device_lifetime_nano: int = 0
+    signed_plan: bytes = b""
 
     @property
     def student_id(self) -> str:
@@ -117,7 +136,8 @@ def _policy_version(plan: pb.RoundPlan, keys: Mapping[str, Key]) -> int:
     return document.version
 
 
-def _check_ceiling(policy: pb.PrivacyPolicy, ceiling: Ceiling) -> None:
+def _check_ceiling(plan: pb.RoundPlan, ceiling: Ceiling) -> None:
+    policy = plan.policy
     within = (
         policy.epsilon <= ceiling.epsilon + EPSILON_TOLERANCE
         and policy.delta <= ceiling.delta
@@ -128,6 +148,8 @@ def _check_ceiling(policy: pb.PrivacyPolicy, ceiling: Ceiling) -> None:
         allowed = f"{ceiling.epsilon:g} at {ceiling.delta:g} for {ceiling.window_days} days"
         message = f"the plan asks for {asked}; this device allows {allowed}"
         raise EbbflowError(Reason.POLICY_TOO_WEAK, message)
+    if plan.HasField("adapter") and not ceiling.adapters:
+        raise EbbflowError(Reason.POLICY_TOO_WEAK, "the plan asks for adapter updates; this device allows none")
 
 
 def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now: dt.datetime) -> AdmittedPlan:
@@ -147,7 +169,7 @@ def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now:
     plan = _parse(signed.plan)
     check_plan(plan)
     version = _policy_version(plan, keys)
-    _check_ceiling(plan.policy, ceiling)
+    _check_ceiling(plan, ceiling)
     end = plan.end_time.ToDatetime(dt.UTC)
     if end <= now:
         raise EbbflowError(Reason.ROUND_CLOSED, f"{plan.round} is over", round=plan.round)
@@ -159,4 +181,7 @@ def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now:
         device_window=window_name(end, ceiling.window_days),
         device_cap_nano=ceiling.rho_cap_nano,
         policy_version=version,
+        device_window_days=ceiling.window_days,
+        device_lifetime_nano=ceiling.lifetime_nano,
+        signed_plan=signed.SerializeToString(deterministic=True),
     )

@@ -1,30 +1,20 @@
-"""The one place where users' votes become something that may leave the device."""
+"""Makes the one batch by which a device answers a round."""
 
 import uuid
 from collections.abc import Callable, Collection
 
 from ebbflow.api.v1 import feedback_pb2 as pb
-from ebbflow.common.privacy.calibration import variance_of
-from ebbflow.common.privacy.gaussian import SAMPLER, DiscreteGaussian
-from ebbflow.common.privacy.vector import Contribution, add_up, layout_of, metric_caps, value_limits
+from ebbflow.common.privacy.gaussian import SAMPLER
+from ebbflow.common.privacy.release import privatise
+from ebbflow.common.privacy.vector import AdapterContribution, Contribution
 from ebbflow.edge.feedback.plans import AdmittedPlan
 
 
-def privatise(plan: pb.RoundPlan, contributions: Collection[Contribution]) -> list[int]:
-    """Adds users up, adds noise to every cell, and cuts cells that are beyond the plan's limits.
-
-    The cut comes after the noise, so it costs nothing.
-    """
-    layout = layout_of(plan)
-    noise = DiscreteGaussian(variance_of(plan.mechanism)).sample(layout.length)
-    votes = add_up(layout, metric_caps(plan), contributions)
-    least, most = value_limits(plan)
-    noisy = (vote + error for vote, error in zip(votes, noise, strict=True))
-    return [min(max(value, least), limit) for value, limit in zip(noisy, most, strict=True)]
-
-
 def make_batch(
-    admitted: AdmittedPlan, contributions: Collection[Contribution], sign: Callable[[bytes], bytes]
+    admitted: AdmittedPlan,
+    contributions: Collection[Contribution] | Collection[AdapterContribution],
+    sign: Callable[[bytes], bytes],
+    base_release: int = 0,
 ) -> tuple[str, bytes]:
     """Makes a batch with fresh noise; returns its id and the bytes of a SignedBatch.
 
@@ -34,6 +24,7 @@ def make_batch(
         admitted: the plan.
         contributions: one for each user.
         sign: signs with the key of the agent's certificate.
+        base_release: of adapter updates, the release that they change.
     """
     batch = pb.FeedbackBatch(
         batch_id=str(uuid.uuid4()),
@@ -42,6 +33,7 @@ def make_batch(
         mechanism=admitted.plan.mechanism,
         noisy=privatise(admitted.plan, contributions),
         sampler=SAMPLER,
+        base_release=base_release,
     )
     data = batch.SerializeToString(deterministic=True)
     signed = pb.SignedBatch(batch=data, signature=sign(data))

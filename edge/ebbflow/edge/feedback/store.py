@@ -1,21 +1,49 @@
 """The device's feedback store: one file with what users did, the privacy account and the outbox."""
 
 import datetime as dt
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
+from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import resources_pb2 as rpb
-from ebbflow.common.privacy.vector import Contribution
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.vector import AdapterContribution, Contribution
 from ebbflow.edge.feedback import votes
+from ebbflow.edge.feedback.budgets import Span, window_span
+from ebbflow.edge.feedback.consent import Consent, Consents, Words
 from ebbflow.edge.feedback.database import Database
-from ebbflow.edge.feedback.interactions import Interactions, Retention, new_interaction_id
+from ebbflow.edge.feedback.history import Decision
+from ebbflow.edge.feedback.interactions import Interaction, Interactions, Retention, new_interaction_id
 from ebbflow.edge.feedback.ledger import Account, Ledger, Outgoing
 from ebbflow.edge.feedback.plans import AdmittedPlan
+from ebbflow.edge.feedback.release import make_batch
 from ebbflow.edge.feedback.users import UserHasher
+
+RECENT_PLANS = 50
+"""How many plans `decisions` returns if nobody says otherwise."""
 
 
 def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
+
+
+def _check_key(database: Database, hasher: UserHasher, path: Path) -> None:
+    """Refuses a key by which the users on this device would be others than before.
+
+    A user would then count twice, once under each hash, and a user's refusal would be forgotten.
+
+    Raises:
+        EbbflowError: FILE_CORRUPT.
+    """
+    with database.reading() as connection:
+        known = connection.execute("SELECT fingerprint FROM user_keys").fetchall()
+    if not known:
+        with database.transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO user_keys (fingerprint) VALUES (?)", (hasher.fingerprint,))
+    elif known != [(hasher.fingerprint,)]:
+        message = f"{path} is not the key that {database.path} was written with; restore it, or remove both files"
+        raise EbbflowError(Reason.FILE_CORRUPT, message, path=path)
 
 
 class FeedbackStore:
@@ -24,16 +52,28 @@ class FeedbackStore:
     Interactions do not wait for the disk (losing the last few in a power cut harms nobody); the account does.
     """
 
-    def __init__(self, path: Path, retention: Retention | None = None) -> None:
+    def __init__(self, path: Path, retention: Retention | None = None, consent: Consent = Consent.ASSUMED) -> None:
         """Opens the store, or makes it.
+
+        Args:
+            path: of the database; its folder must exist.
+            retention: how long interactions stay.
+            consent: what holds for users who have not said anything.
 
         Raises:
             EbbflowError: FILE_CORRUPT, DISK_FULL, SCHEMA_NEWER.
         """
-        hasher = UserHasher.load(path.with_name("users.key"))
+        key_path = path.with_name("users.key")
+        hasher = UserHasher.load(key_path)
         self._durable = Database(path, "FULL")
+        try:
+            _check_key(self._durable, hasher, key_path)
+        except BaseException:
+            self._durable.close()
+            raise
         self._relaxed = Database(path, "NORMAL")
-        self._interactions = Interactions(self._relaxed, hasher, retention or Retention())
+        self._consents = Consents(self._durable, hasher, consent)
+        self._interactions = Interactions(self._relaxed, hasher, retention or Retention(), self._consents)
         self._ledger = Ledger(self._durable)
 
     def close(self) -> None:
@@ -54,7 +94,7 @@ class FeedbackStore:
         interaction_id: str | None = None,
         now: dt.datetime | None = None,
     ) -> str:
-        """Keeps a request and its answer; returns the interaction's id.
+        """Keeps a request and its answer if the user takes part; returns the interaction's id.
 
         Args:
             student: id of the student, such as "faq".
@@ -93,26 +133,95 @@ class FeedbackStore:
         """Returns how many interactions of how many users are kept. Never to be sent anywhere."""
         return self._interactions.count()
 
+    # Who takes part
+
+    @property
+    def consent(self) -> Consent:
+        """What holds for users who have not said anything."""
+        return self._consents.rule
+
+    def set_consent(self, user_key: str | None, *, allowed: bool) -> None:
+        """Keeps a user's word on taking part; it holds from the next request and the next report on."""
+        self._consents.allow(user_key, allowed=allowed)
+
+    def set_paused(self, user_key: str | None, *, paused: bool) -> None:
+        """Stops a user's votes without forgetting anything, or lets the user vote again."""
+        self._consents.pause(user_key, paused=paused)
+
+    def words(self) -> Words:
+        """Returns how many users have said what. Never to be sent anywhere."""
+        return self._consents.count()
+
     # What leaves the device
+
+    def take_over(self, charges: Iterable[pb.MirroredCharge], now: dt.datetime | None = None) -> int:
+        """Charges this device with what the cloud knows of and its own account lacks; returns the number of rounds.
+
+        Raises:
+            EbbflowError: PLAN_INVALID if a charge makes no sense, DISK_FULL.
+        """
+        return self._ledger.take_over(charges, now or _now())
+
+    def check(self, admitted: AdmittedPlan) -> None:
+        """Refuses what `release_batch` would refuse, before anything is computed for it.
+
+        Raises:
+            EbbflowError: as `release_batch`.
+        """
+        self._ledger.check(admitted)
+
+    def users(self, admitted: AdmittedPlan) -> dict[bytes, list[Interaction]]:
+        """Returns the interactions of the plan's time, by user, of those users who take part and may vote."""
+        return votes.by_user(self._interactions.within(admitted.student_id, admitted.start_time, admitted.end_time))
+
+    def texts(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """Returns prompt and answer of some interactions, by id; those that are gone meanwhile are left out."""
+        return self._interactions.texts(ids)
 
     def contributions(self, admitted: AdmittedPlan, embed: votes.Embed) -> list[Contribution]:
         """Chooses one vote for each user of the plan's window. Takes as long as embedding one text for each user."""
-        rows = self._interactions.within(admitted.student_id, admitted.start_time, admitted.end_time)
-        return votes.contributions_of(admitted.plan, votes.by_user(rows), self._interactions.prompts, embed)
+        return votes.contributions_of(admitted.plan, self.users(admitted), self._interactions.prompts, embed)
 
     def release_batch(
         self,
         admitted: AdmittedPlan,
-        contributions: Collection[Contribution],
+        contributions: Collection[Contribution] | Collection[AdapterContribution],
         sign: Callable[[bytes], bytes],
         now: dt.datetime | None = None,
+        base_release: int = 0,
     ) -> bytes:
         """Charges, adds noise and stores the bytes to send, in one durable transaction; again: the same bytes.
 
+        Args:
+            admitted: the plan.
+            contributions: one for each user.
+            sign: signs with the key of the agent's certificate.
+            now: aware time; the clock's if left out.
+            base_release: of adapter updates, the release that they change.
+
         Raises:
-            EbbflowError: BUDGET_EXHAUSTED, PLAN_INVALID, DISK_FULL; nothing was charged.
+            EbbflowError: BUDGET_EXHAUSTED, LIFETIME_EXHAUSTED, PLAN_INVALID, ROUND_CLOSED, DISK_FULL; nothing was
+                charged.
         """
-        return self._ledger.release(admitted, contributions, sign, now or _now())
+        make = partial(make_batch, admitted, contributions, sign, base_release)
+        return self._ledger.release(admitted, make, now or _now())
+
+    def decline(
+        self,
+        signed: pb.SignedPlan,
+        reason: Reason,
+        admitted: AdmittedPlan | None = None,
+        now: dt.datetime | None = None,
+    ) -> None:
+        """Keeps a plan that is not answered, for whoever runs this device.
+
+        Args:
+            signed: as the cloud sent it.
+            reason: why it is not answered.
+            admitted: the plan, if it was sound; then its policy's version is kept too.
+            now: aware time; the clock's if left out.
+        """
+        self._ledger.decline(signed, admitted, reason, now or _now())
 
     def has_answered(self, round_name: str) -> bool:
         """Whether the account was charged for a round such as "rounds/5c1e"."""
@@ -134,6 +243,18 @@ class FeedbackStore:
         """Returns what was spent, newest window first."""
         return self._ledger.accounts()
 
-    def device_spent_nano(self, window: str) -> int:
+    def device_spent_nano(self, window: str, window_days: int) -> int:
         """What all students together have cost in one window of the device's ceiling, in billionths of rho."""
-        return self._ledger.device_spent_nano(window)
+        return self._ledger.spent_nano(window_span(window, window_days))
+
+    def lifetime_spent_nano(self, student: str | None = None) -> int:
+        """What all windows together have cost, of one student by its id or of all, in billionths of rho."""
+        return self._ledger.spent_nano(Span(student))
+
+    def decisions(self, limit: int = RECENT_PLANS) -> list[Decision]:
+        """Returns the last plans that came and what became of them, newest first."""
+        return self._ledger.decisions(limit)
+
+    def policies(self) -> dict[str, tuple[int, pb.PrivacyPolicy]]:
+        """Returns the version and the words of each student's newest policy, by the student's id."""
+        return self._ledger.policies()

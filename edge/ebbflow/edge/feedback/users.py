@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.files import write_atomic
+from ebbflow.common.files import sync_folder, write_atomic
 
 _KEY_BYTES = 32
 
@@ -38,6 +38,11 @@ class UserHasher:
         message = b"user:" + user_key.encode("utf-8", "surrogatepass") if user_key else b"nobody"
         return hmac.digest(self._key, message, hashlib.sha256)
 
+    @property
+    def fingerprint(self) -> bytes:
+        """Tells this key from another one, and nothing else; 32 bytes."""
+        return hmac.digest(self._key, b"fingerprint", hashlib.sha256)
+
 
 def _make_key(path: Path) -> None:
     """Writes a fresh key; when two processes race, the first one's stays."""
@@ -49,3 +54,4 @@ def _make_key(path: Path) -> None:
         pass
     finally:
         fresh.unlink()
+        sync_folder(path.parent)

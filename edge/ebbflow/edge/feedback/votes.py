@@ -3,6 +3,7 @@
 import secrets
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,29 @@ def pick_one(interactions: Sequence[Interaction]) -> Interaction:
     return secrets.choice(interactions)
 
 
-def count_metrics(metrics: Iterable[pb.Metric], interactions: Sequence[Interaction]) -> tuple[int, ...]:
-    """Counts what a user did, for each metric of the plan; clipped later, where users are added up."""
+def count_metrics(
+    metrics: Iterable[pb.Metric], interactions: Sequence[Interaction], *, near: bool = False
+) -> tuple[int, ...]:
+    """Counts what a user did, for each metric of the plan; clipped later, where users are added up.
+
+    Args:
+        metrics: what the plan counts.
+        interactions: all of the user's in the plan's window.
+        near: whether the user's vote is near its bin.
+    """
     failed = sum(interaction.outcome in FAILED for interaction in interactions)
     accepted = sum(interaction.outcome == rpb.OUTCOME_ACCEPTED for interaction in interactions)
-    amounts = {pb.Metric.KIND_ACCEPTED: accepted, pb.Metric.KIND_FAILED: failed}
+    amounts = {pb.Metric.KIND_ACCEPTED: accepted, pb.Metric.KIND_FAILED: failed, pb.Metric.KIND_NEAR: int(near)}
     return tuple(amounts[metric.kind] for metric in metrics)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The bin that a text goes to."""
+
+    bin: int
+    cosine: float
+    """Between the text and the bin, as directions from the mean of all bins."""
 
 
 class Bins:
@@ -54,7 +72,12 @@ class Bins:
         self._directions_KE = _unit(rows_KE - self._centre_E)
 
     def nearest(self, text: str) -> int | None:
-        """Returns the bin of the largest cosine, or none where the text has no finite embedding.
+        """Returns the number of the text's bin, as `find` does."""
+        found = self.find(text)
+        return found.bin if found else None
+
+    def find(self, text: str) -> Nearest | None:
+        """Returns the bin of the largest cosine, or none where the text's embedding says nothing or is not finite.
 
         Each text is embedded on its own, so that what else is in a batch cannot change its last bits.
         """
@@ -62,9 +85,11 @@ class Bins:
             row_E = np.asarray(self._embed([text]), np.float64)[0]
         except Exception:  # noqa: BLE001 - one user's text must not decide whether the device reports at all
             return None
-        if not np.isfinite(row_E).all():
+        if not (np.isfinite(row_E).all() and row_E.any()):
             return None
-        return int(np.argmax(self._directions_KE @ _unit(row_E - self._centre_E)))
+        cosines_K = self._directions_KE @ _unit(row_E - self._centre_E)
+        best = int(np.argmax(cosines_K))
+        return Nearest(best, float(cosines_K[best]))
 
 
 def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -85,15 +110,16 @@ def contributions_of(
         plan: an admitted plan.
         users: interactions of the plan's window by user.
         prompts_of: returns prompts by the ids of their interactions.
-        embed: the student's embedding.
+        embed: the plan's measure of likeness.
     """
     chosen = {user: pick_one(interactions) for user, interactions in users.items()}
     prompts = prompts_of([interaction.id for interaction in chosen.values()])
     bins = Bins(plan.bins, embed)
     found = []
     for user, interaction in chosen.items():
-        nearest = bins.nearest(prompts[interaction.id]) if interaction.id in prompts else None
+        nearest = bins.find(prompts[interaction.id]) if interaction.id in prompts else None
         if nearest is not None:
-            metrics = count_metrics(plan.metrics, users[user])
-            found.append(Contribution(nearest, interaction.outcome in FAILED, metrics))
+            near = nearest.cosine * 1_000_000 >= plan.near_micro
+            metrics = count_metrics(plan.metrics, users[user], near=near)
+            found.append(Contribution(nearest.bin, interaction.outcome in FAILED, metrics))
     return found

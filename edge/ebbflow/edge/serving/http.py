@@ -19,7 +19,7 @@ from ebbflow.edge.serving.guards import BodyLimit, KeyGuard, LocalHosts
 from ebbflow.edge.serving.http_errors import add_error_handlers
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.replies import GONE, Replies, until_gone
-from ebbflow.edge.serving.schema import ChatBody, CompletionBody, EmbeddingBody, FeedbackBody, Prompt
+from ebbflow.edge.serving.schema import ChatBody, CompletionBody, ConsentBody, EmbeddingBody, FeedbackBody, Prompt
 from ebbflow.edge.serving.shapes import ChatShape, CompletionShape, embeddings
 
 _OUTCOMES = {
@@ -48,6 +48,8 @@ class Api:
         router.add_api_route("/chat/completions", self.chat, methods=["POST"], response_model=None)
         router.add_api_route("/embeddings", self.embed, methods=["POST"], response_model=None)
         router.add_api_route("/feedback", self.feedback, methods=["POST"])
+        router.add_api_route("/feedback/consent", self.consent, methods=["POST"])
+        router.add_api_route("/feedback/users", self.purge, methods=["DELETE"])
         return router
 
     async def models(self) -> dict[str, object]:
@@ -110,6 +112,16 @@ class Api:
         """Keeps what the user made of an answer, on this device."""
         await asyncio.to_thread(self._store.record_outcome, body.id, _OUTCOMES[body.outcome])
         return {"object": "feedback", "id": body.id, "outcome": body.outcome}
+
+    async def consent(self, body: ConsentBody) -> dict[str, object]:
+        """Keeps a user's word on taking part in feedback, on this device."""
+        await asyncio.to_thread(self._store.set_consent, body.user or None, allowed=body.allowed)
+        return {"object": "feedback.consent", "user": body.user, "allowed": body.allowed}
+
+    async def purge(self, user: str) -> dict[str, object]:
+        """Forgets a user's requests; an empty name is that of requests without a user."""
+        count = await asyncio.to_thread(self._store.purge_user, user or None)
+        return {"object": "feedback.user", "user": user, "interactions": count, "deleted": True}
 
     def _card(self, student: str, release: str) -> dict[str, object]:
         card = {"id": student.removeprefix("students/"), "object": "model", "created": self._start_time_s}

@@ -117,6 +117,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         await asyncio.to_thread(self._store.record_outcome, request.interaction_id, request.outcome)
         return pb.RecordOutcomeResponse()
 
+    async def SetConsent(
+        self,
+        request: pb.SetConsentRequest,
+        context: grpc.aio.ServicerContext[pb.SetConsentRequest, pb.SetConsentResponse],
+    ) -> pb.SetConsentResponse:
+        """Keeps a user's word on taking part in feedback, on this device."""
+        await asyncio.to_thread(self._store.set_consent, request.user_key or None, allowed=request.allowed)
+        return pb.SetConsentResponse()
+
+    async def PurgeUser(
+        self,
+        request: pb.PurgeUserRequest,
+        context: grpc.aio.ServicerContext[pb.PurgeUserRequest, pb.PurgeUserResponse],
+    ) -> pb.PurgeUserResponse:
+        """Forgets a user's requests."""
+        count = await asyncio.to_thread(self._store.purge_user, request.user_key or None)
+        return pb.PurgeUserResponse(interactions=count)
+
     async def GetModelStatus(
         self,
         request: pb.GetModelStatusRequest,

@@ -7,7 +7,7 @@ offered here are refused rather than ignored.
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.serving.chat import Message, Role
@@ -199,6 +199,13 @@ class EmbeddingBody(_Asking):
         if len(found) > MAX_INPUTS:
             raise _refuse("input", f"may hold at most {MAX_INPUTS} texts")
         return found
+
+
+class ConsentBody(BaseModel):
+    """POST /v1/feedback/consent."""
+
+    user: Text
+    allowed: StrictBool
 
 
 class FeedbackBody(BaseModel):

@@ -15,7 +15,7 @@ STATES = {
 
 
 def distillation(row: Distillation) -> pb.Distillation:
-    """A distillation."""
+    """A distillation; the hash of its private texts stays here."""
     return pb.Distillation(
         name=names.make("distillations", row.id),
         student=names.make("students", row.student_id),
@@ -33,4 +33,8 @@ def distillation(row: Distillation) -> pb.Distillation:
         error=row.error,
         create_time=timestamp(row.create_time),
         update_time=timestamp(row.update_time),
+        population=row.population,
+        population_share=row.population_share,
+        adapter_round=names.make("rounds", row.adapter_round_id) if row.adapter_round_id else "",
+        private_training=from_json(row.private_training, pb.PrivateTraining) if row.private_corpus_sha256 else None,
     )

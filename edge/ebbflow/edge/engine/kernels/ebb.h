@@ -81,6 +81,11 @@ EBB_API void ebb_pack4(const uint8_t *nibbles, const uint16_t *scales, int32_t r
 EBB_API void ebb_pack8(const int8_t *codes, const uint16_t *scales, int32_t row0, int32_t rows, int32_t columns, uint8_t *out);
 EBB_API void ebb_pack16(const uint16_t *weights, int32_t row0, int32_t rows, int32_t columns, uint8_t *out);
 
+/* Codes bfloat16 weights in groups of 32, with new scales (see code.h). -1 if a weight is too large or not finite; what was
+ * written is then worth nothing. */
+EBB_API int ebb_code8(const uint16_t *weights, size_t groups, int8_t *codes, uint16_t *scales);
+EBB_API int ebb_code4(const uint16_t *weights, size_t groups, uint8_t *nibbles, uint16_t *scales);
+
 /* out [m, rows] = x [m, columns] times the matrix, on one thread; for tests. -1 when there is no memory. */
 EBB_API int ebb_multiply(const ebb_matrix *matrix, const float *x, int32_t m, float *out);
 

@@ -147,8 +147,10 @@ DISPATCH(block16, tile16)
 
 #ifdef EBB_VNNI
 const ebb_kernels ebb_avxvnni = {"avxvnni",    usable,    block4,   block8,    block16,    pass_quantise,
-                                 pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES};
+                                 pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES,
+                                 pass_code8, pass_code4};
 #else
 const ebb_kernels ebb_avx2 = {"avx2",       usable,    block4,   block8,    block16,    pass_quantise,
-                              pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES};
+                              pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES,
+                              pass_code8, pass_code4};
 #endif

@@ -148,4 +148,5 @@ static void quantise(const float *x, int n, int offset, ebb_group *out) {
 }
 
 const ebb_kernels ebb_avx512 = {"avx512",     usable,    block4,   block8,    block16,    quantise,
-                                pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES};
+                                pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES,
+                                pass_code8, pass_code4};

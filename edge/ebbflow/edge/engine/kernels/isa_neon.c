@@ -162,8 +162,10 @@ static void block16(const uint8_t *block, int pairs, int m, const ebb_row *x, fl
 
 #ifdef EBB_I8MM
 const ebb_kernels ebb_i8mm = {"i8mm",       usable,    block4,   block8,    block16,    pass_quantise,
-                              pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES};
+                              pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES,
+                              pass_code8, pass_code4};
 #else
 const ebb_kernels ebb_dotprod = {"dotprod",    usable,    block4,   block8,    block16,    pass_quantise,
-                                 pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES};
+                                 pass_to_bf16, pass_norm, pass_add, pass_gate, pass_attend, QUERIES,
+                                 pass_code8, pass_code4};
 #endif

@@ -46,6 +46,8 @@ typedef struct {
     void (*gate)(float *gate, const float *up, int n); /* gate = silu(gate) * up */
     void (*attend)(const ebb_attention *attention);
     int queries; /* most queries of one call of attend */
+    int (*code8)(const uint16_t *weights, size_t groups, int8_t *codes, uint16_t *scales); /* see ebb.h */
+    int (*code4)(const uint16_t *weights, size_t groups, uint8_t *nibbles, uint16_t *scales);
 } ebb_kernels;
 
 const ebb_kernels *ebb_kernels_in_use(void);

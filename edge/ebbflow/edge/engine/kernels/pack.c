@@ -37,6 +37,14 @@ static void blank(uint8_t *out, int32_t bits, int32_t row0, int32_t rows, int32_
     for (int32_t g = 0; g < columns / EBB_GROUP; g++) memset(group_of(block, bits, 0, columns, g), 0, SCALES);
 }
 
+int ebb_code8(const uint16_t *weights, size_t groups, int8_t *codes, uint16_t *scales) {
+    return ebb_kernels_in_use()->code8(weights, groups, codes, scales);
+}
+
+int ebb_code4(const uint16_t *weights, size_t groups, uint8_t *nibbles, uint16_t *scales) {
+    return ebb_kernels_in_use()->code4(weights, groups, nibbles, scales);
+}
+
 void ebb_pack4(const uint8_t *nibbles, const uint16_t *scales, int32_t row0, int32_t rows, int32_t columns, uint8_t *out) {
     int32_t groups = columns / EBB_GROUP;
     blank(out, 4, row0, rows, columns);
@@ -65,8 +73,12 @@ void ebb_pack8(const int8_t *codes, const uint16_t *scales, int32_t row0, int32_
             uint8_t *to = group_of(out, 8, row0 + i, columns, g);
             const int8_t *from = codes + (size_t)i * columns + (size_t)g * EBB_GROUP;
             memcpy(to + r * 2, scales + (size_t)i * groups + g, 2);
-            for (int v = 0; v < 8; v++)
-                for (int j = 0; j < 4; j++) to[SCALES + v * 64 + r * 4 + j] = (uint8_t)(from[4 * v + j] ^ 0x80);
+            for (int v = 0; v < 8; v++) {
+                uint32_t four;
+                memcpy(&four, from + 4 * v, 4);
+                four ^= 0x80808080;
+                memcpy(to + SCALES + v * 64 + r * 4, &four, 4);
+            }
         }
     }
 }

@@ -98,3 +98,4 @@ static void pass_to_bf16(const float *x, int n, uint16_t *out) {
 }
 
 #include "attend.h"
+#include "code.h"

@@ -11,7 +11,8 @@ static uint32_t state = 1;
 static uint32_t dice(void) { return state = state * 1664525u + 1013904223u, state >> 8; }
 static float uniform(void) { return (float)dice() / 8388608.0f - 1.0f; }
 
-static float *run(const char *isa, int bits, int kv_bits, int threads) {
+/* `mixed` is 0 for a model of one kind of matrix, or the bits of every other one. */
+static float *run(const char *isa, int model_bits, int mixed, int kv_bits, int threads) {
     if (ebb_use_isa(isa)) return NULL;
     enum { C = 96, F = 160, H = 6, K = 2, D = 16, V = 77, L = 2, M = 21 };
     state = 7;
@@ -25,6 +26,7 @@ static float *run(const char *isa, int bits, int kv_bits, int threads) {
                                 l < L ? &layer[l].gate_up : NULL, l < L ? &layer[l].down : NULL};
         for (int i = 0; i < (l < L ? 4 : 1); i++) {
             int rows = l < L ? shapes[i][0] : V, columns = l < L ? shapes[i][1] : C;
+            int bits = mixed && (l + i) % 2 == 0 ? mixed : model_bits;
             uint8_t *packed = aligned_alloc(64, (ebb_packed_bytes(bits, rows, columns) + 63) / 64 * 64);
             size_t n = (size_t)rows * columns;
             uint16_t *scales = malloc(n / 16), *wide = malloc(n * 2);
@@ -67,23 +69,59 @@ static float *run(const char *isa, int bits, int kv_bits, int threads) {
     return logits;
 }
 
+enum { GROUPS = 4001 };
+typedef struct {
+    uint16_t scale8[GROUPS], scale4[GROUPS];
+    int8_t code8[GROUPS * EBB_GROUP];
+    uint8_t code4[GROUPS * EBB_GROUP / 2];
+    int refused;
+} coded;
+
+/* Codes groups of all magnitudes that can be coded, and one that cannot. */
+static coded *code(const char *isa) {
+    if (ebb_use_isa(isa)) return NULL;
+    state = 9;
+    coded *to = calloc(1, sizeof *to);
+    uint16_t *weights = malloc(2 * GROUPS * EBB_GROUP);
+    for (int g = 0; g < GROUPS; g++)
+        for (int i = 0; i < EBB_GROUP; i++) weights[g * EBB_GROUP + i] = ebb_to_bf16(uniform() * powf(2.0f, (float)(g % 170 - 152)));
+    to->refused = ebb_code8(weights, GROUPS, to->code8, to->scale8) | ebb_code4(weights, GROUPS, to->code4, to->scale4);
+    weights[77] = 0x7fc0;
+    uint8_t nibbles[8 * EBB_GROUP];
+    uint16_t scales[8];
+    to->refused |= ebb_code4(weights, 2, nibbles, scales) | 2 * !ebb_code4(weights, 3, nibbles, scales);
+    free(weights);
+    return to;
+}
+
+static int code_alike(const char *name) {
+    coded *wanted = code("portable"), *found = code(name);
+    int wrong = found && (wanted->refused || memcmp(found, wanted, sizeof *found));
+    if (found) printf("%s codes%s\n", name, wrong ? " WRONG" : "");
+    free(wanted), free(found);
+    return wrong;
+}
+
 int main(void) {
     const char *names[] = {"avx512", "avxvnni", "avx2", "i8mm", "dotprod", "portable"};
     int failed = 0;
-    for (int bits = 4; bits <= 16; bits *= 2)
+    for (int n = 0; n < 6; n++) failed |= code_alike(names[n]);
+    int kinds[5][2] = {{4, 0}, {8, 0}, {16, 0}, {4, 16}, {16, 8}};
+    for (int k = 0; k < 5; k++)
         for (int kv = 8; kv <= 16; kv *= 2) {
-            float *wanted = run("portable", bits, kv, 1);
+            int bits = kinds[k][0], mixed = kinds[k][1];
+            float *wanted = run("portable", bits, mixed, kv, 1);
             for (int n = 0; n < 6; n++)
                 for (int threads = 1; threads <= 3; threads += 2) {
-                    float *found = run(names[n], bits, kv, threads), worst = 0, most = 0;
+                    float *found = run(names[n], bits, mixed, kv, threads), worst = 0, most = 0;
                     if (!found) continue;
                     for (int i = 0; i < 3 * 21 * 77; i++) {
                         float off = fabsf(found[i] - wanted[i]);
                         worst = off > worst || off != off ? off : worst, most = fabsf(wanted[i]) > most ? fabsf(wanted[i]) : most;
                     }
                     int wrong = !(worst <= 0.02f * most);
-                    printf("%s bits %d kv %d threads %d: largest difference %.2g of %.2g%s\n", names[n], bits, kv, threads,
-                           worst, most, wrong ? " WRONG" : "");
+                    printf("%s bits %d and %d kv %d threads %d: largest difference %.2g of %.2g%s\n", names[n], bits,
+                           mixed ? mixed : bits, kv, threads, worst, most, wrong ? " WRONG" : "");
                     failed |= wrong;
                     free(found);
                 }

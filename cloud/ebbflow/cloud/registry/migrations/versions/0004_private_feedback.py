@@ -70,6 +70,8 @@ def upgrade() -> None:
         ("private_corpus_sha256", sa.String(length=64), "''"),
         ("private_training", sa.JSON(), "'{}'"),
     )
+    with op.batch_alter_table("feedback_refusals", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_feedback_refusals_agent_id"), ["agent_id"], unique=False)
     _add("feedback_batches", ("payload_sha256", sa.String(length=64), "''"), ("base_release", sa.BigInteger(), "0"))
 
 
@@ -78,6 +80,8 @@ def downgrade() -> None:
     with op.batch_alter_table("feedback_batches", schema=None) as batch_op:
         batch_op.drop_column("base_release")
         batch_op.drop_column("payload_sha256")
+    with op.batch_alter_table("feedback_refusals", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_feedback_refusals_agent_id"))
     with op.batch_alter_table("distillations", schema=None) as batch_op:
         batch_op.drop_column("private_training")
         batch_op.drop_column("private_corpus_sha256")

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebbflow.edge.feedback.lexical import Lexicon
+from ebbflow.common.privacy.lexical import Lexicon
 
 PUBLIC = ["the tide comes in", "waves and the shore", "the wind turns", "clouds and the sky"]
 

@@ -1,7 +1,8 @@
-"""Which of the plan's texts a text is like, by the words that they share: tf-idf over the student's tokens.
+"""Which texts a text is like, by the words that they share: tf-idf over the student's tokens.
 
-The weights come from the plan's public texts alone, so that no user's text moves another user's vote. A small student's
-hidden states say less about the topic of a short prompt than its rare tokens do (docs/adr/0007-lexical-votes.md).
+The weights come from public texts alone (a plan's, on devices), so that no user's text moves another user's vote. A
+small student's hidden states say less about the topic of a short prompt than its rare tokens do
+(docs/adr/0007-lexical-votes.md).
 
 Source: Spärck Jones, "A statistical interpretation of term specificity" (1972), with logarithmic term counts.
 """
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 
 class Lexicon:
-    """Turns texts into unit vectors over the vocabulary; callable as `votes.Embed`."""
+    """Turns texts into unit vectors over the vocabulary; callable as the devices' `votes.Embed`."""
 
     def __init__(self, texts: Sequence[str], encode: Callable[[str], Sequence[int]], vocabulary_size: int) -> None:
         """Weighs every token by how few of the texts have it; a token that none has weighs nothing.

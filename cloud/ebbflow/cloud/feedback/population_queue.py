@@ -1,0 +1,181 @@
+"""The queue of generations: the populations table, what may join it, and one claiming statement.
+
+As with distillations, a lease lets a dead worker's job be taken over, and the attempt number, which every claim raises,
+fences what the old worker may still try to write.
+"""
+
+import datetime as dt
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from google.protobuf import json_format
+from sqlalchemy.orm import Session
+
+from ebbflow.api.v1 import feedback_pb2, population_pb2
+from ebbflow.cloud.feedback import population
+from ebbflow.cloud.registry import locks
+from ebbflow.cloud.registry.tables import Population, PopulationState, Round, RoundState, Student
+from ebbflow.common import names
+from ebbflow.common.errors import EbbflowError, Reason
+
+_WAITING = (PopulationState.QUEUED, PopulationState.RUNNING)
+
+
+def queue(
+    session: Session, student: Student, request: population_pb2.EvolvePopulationRequest, now: dt.datetime
+) -> Population:
+    """Puts the next generation into the queue.
+
+    Args:
+        session: a writing transaction.
+        student: whose users vote.
+        request: what is wanted.
+        now: the time.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST for a size out of range or another student's round; ROUND_NOT_FOUND;
+            STATE_CONFLICT while a generation is waiting, the round is open or asked for adapter updates, or it voted
+            on anything but the newest generation or the corpus' topics.
+    """
+    locks.exclusive(session, f"populations of students/{student.id}")
+    waiting = population.newest(session, student.id, *_WAITING)
+    if waiting is not None:
+        name = names.population(student.id, waiting.generation)
+        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still being made: wait for it", population=name)
+    settings = population_pb2.EvolvePopulationRequest()
+    settings.CopyFrom(request)
+    settings.ClearField("request_id")
+    settings.size = settings.size or population.DEFAULT_SIZE
+    if not population.SMALLEST_SIZE <= settings.size <= population.LARGEST_SIZE:
+        message = f"size must be {population.SMALLEST_SIZE} to {population.LARGEST_SIZE}, not {settings.size}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="size")
+    if settings.round:
+        _check_round(session, student, names.parse(settings.round, "rounds"))
+    last = population.newest(session, student.id)
+    row = Population(
+        student_id=student.id,
+        generation=last.generation + 1 if last else 1,
+        state=PopulationState.QUEUED,
+        settings=json_format.MessageToDict(settings),
+        round_id=names.parse(settings.round, "rounds") if settings.round else None,
+        create_time=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _check_round(session: Session, student: Student, round_id: str) -> None:
+    round_, name = session.get(Round, round_id), names.make("rounds", round_id)
+    if round_ is None:
+        raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no {name}", round=name)
+    if round_.student_id != student.id:
+        message = f"{name} belongs to students/{round_.student_id}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="round")
+    if round_.state is not RoundState.CLOSED:
+        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
+    plan = feedback_pb2.RoundPlan.FromString(round_.plan)
+    if not plan.bins:
+        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} asked for adapter updates and not for votes", round=name)
+    voted, ready = (
+        population.of_plan(session, student.id, plan.bins),
+        population.newest(session, student.id, PopulationState.READY),
+    )
+    if voted is None:
+        _check_topics(student, [bin_.bin_id for bin_ in plan.bins], name)
+    elif ready is None or voted.generation != ready.generation:
+        newest = names.population(student.id, ready.generation) if ready else "none"
+        message = f"{name} voted on {names.population(student.id, voted.generation)}, and the newest is {newest}"
+        raise EbbflowError(Reason.STATE_CONFLICT, message, round=name)
+
+
+def _check_topics(student: Student, bins: Sequence[str], name: str) -> None:
+    if unknown := sorted(set(bins) - set(student.topics)):
+        message = f"{name} voted on {unknown[0][:80]!r}, which is neither a prompt nor a topic of students/{student.id}"
+        raise EbbflowError(Reason.STATE_CONFLICT, message, round=name)
+
+
+def claim(session: Session, worker: str, now: dt.datetime, lease: dt.timedelta) -> Population | None:
+    """Takes the oldest generation that is queued or whose lease has run out; None if there is none."""
+    abandoned = sa.and_(Population.state == PopulationState.RUNNING, Population.leased_until < now)
+    pick = (
+        sa.select(Population)
+        .where(sa.or_(Population.state == PopulationState.QUEUED, abandoned))
+        .order_by(Population.create_time, Population.student_id, Population.generation)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    row = session.scalars(pick).one_or_none()
+    if row is not None:
+        row.state, row.leased_by, row.leased_until = PopulationState.RUNNING, worker, now + lease
+        row.attempt += 1
+        session.flush()
+    return row
+
+
+def heartbeat(session: Session, job: Population, now: dt.datetime, lease: dt.timedelta) -> None:
+    """Extends the lease.
+
+    Raises:
+        EbbflowError: LEASE_LOST if another worker took over; stop at once.
+    """
+    _fenced(session, job, leased_until=now + lease)
+
+
+def finish(session: Session, job: Population, made: population_pb2.Population) -> None:
+    """Ends a job with its prompts.
+
+    Args:
+        session: a writing transaction.
+        job: as it was claimed.
+        made: its prompts, method, reason and parents.
+
+    Raises:
+        EbbflowError: LEASE_LOST if another worker took over; roll back.
+    """
+    _fenced(
+        session,
+        job,
+        state=PopulationState.READY,
+        prompts=[json_format.MessageToDict(prompt) for prompt in made.prompts],
+        method=population_pb2.Population.Method.Name(made.method),
+        reason=made.reason,
+        parents=json_format.MessageToDict(made.parents) if made.HasField("parents") else {},
+        leased_by=None,
+        leased_until=None,
+    )
+
+
+def fail(session: Session, job: Population, reason: str) -> None:
+    """Ends a job that cannot go on, with a sentence that names the cause and the cure.
+
+    Raises:
+        EbbflowError: LEASE_LOST if another worker took over.
+    """
+    _fenced(session, job, state=PopulationState.FAILED, reason=reason, leased_by=None, leased_until=None)
+
+
+def stall(session: Session, job: Population, reason: str) -> None:
+    """Says what keeps a job from going on for now; it is claimed again when its lease has run out.
+
+    Raises:
+        EbbflowError: LEASE_LOST if another worker took over.
+    """
+    _fenced(session, job, reason=reason)
+
+
+def _fenced(session: Session, job: Population, **values: object) -> None:
+    done = session.execute(
+        sa.update(Population)
+        .where(
+            Population.student_id == job.student_id,
+            Population.generation == job.generation,
+            Population.state == PopulationState.RUNNING,
+            Population.attempt == job.attempt,
+        )
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    if done.rowcount != 1:  # type: ignore[attr-defined]
+        name = names.population(job.student_id, job.generation)
+        raise EbbflowError(Reason.LEASE_LOST, f"{name} is no longer this worker's", population=name)

@@ -1,0 +1,1 @@
+"""Looks for leaks in the release code by running it many times. Needs scipy, of the extra `cloud`."""

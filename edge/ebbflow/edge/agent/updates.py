@@ -1,0 +1,118 @@
+"""This device's part in rounds of adapter updates: finds the weights that a plan takes, and trains a change per user.
+
+Without the extra "edge-torch" such rounds are declined; torch is imported only where one is answered.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import util
+from pathlib import Path
+from typing import TypeVar
+
+from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.api.v1 import resources_pb2 as rpb
+from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.vector import AdapterContribution
+from ebbflow.common.student.tokens import Tokenizer
+from ebbflow.edge.delivery.slots import SlotStore
+from ebbflow.edge.feedback.interactions import Interaction
+from ebbflow.edge.feedback.plans import AdmittedPlan
+from ebbflow.edge.feedback.store import FeedbackStore
+
+_LOWEST_PRIORITY = 19
+_Found = TypeVar("_Found")
+
+
+class Updates:
+    """Trains what the users of this device would change of a student.
+
+    Args:
+        slots: the releases on this device.
+        store: what users did.
+    """
+
+    def __init__(self, slots: SlotStore, store: FeedbackStore) -> None:
+        self._slots, self._store = slots, store
+
+    def contributions(self, admitted: AdmittedPlan) -> tuple[list[AdapterContribution], int]:
+        """Returns one change for each user, and the release that they change.
+
+        A device that serves no release that the plan takes has no change to tell, and returns release 0: its batch is
+        noise alone. Takes as long as training some dozens of sequences for each user, on one core at the lowest
+        priority.
+
+        Raises:
+            EbbflowError: EXTRA_MISSING without torch or Opacus; PLAN_INVALID if the student has not the plan's values;
+                OUT_OF_MEMORY; FILE_CORRUPT if the weights cannot be read.
+        """
+        _check_extra()
+        plan, student_id = admitted.plan.adapter, admitted.student_id
+        slot = self._slots.read(student_id).current
+        if slot is None or not plan.release - plan.max_staleness <= slot.release <= plan.release:
+            return [], 0
+        weights = self._slots.path(student_id, slot, "weights")
+        tokenizer = Tokenizer.from_file(self._slots.path(student_id, slot, "tokenizer"))
+        return _in_background(lambda: _train(weights, plan, self._sequences(admitted, tokenizer))), slot.release
+
+    def _sequences(self, admitted: AdmittedPlan, tokenizer: Tokenizer) -> Iterable[list[list[int]]]:
+        """Yields the tokens of each user's texts, user by user."""
+        for interactions in self._store.users(admitted).values():
+            texts = self._store.texts([each.id for each in interactions])
+            yield [
+                tokens_of(each, *texts[each.id], tokenizer, admitted.plan.adapter.sequence_length)
+                for each in interactions
+                if each.id in texts
+            ]
+
+
+def tokens_of(interaction: Interaction, prompt: str, answer: str, tokenizer: Tokenizer, length: int) -> list[int]:
+    """Returns what is learnt from one interaction: what was asked, and what was answered if the user took it.
+
+    Args:
+        interaction: with its outcome.
+        prompt: what was asked.
+        answer: what was answered.
+        tokenizer: the student's.
+        length: most tokens.
+    """
+    tokens = tokenizer.encode(prompt, bos=True)
+    if interaction.outcome == rpb.OUTCOME_ACCEPTED:
+        tokens += [*tokenizer.encode(answer), tokenizer.eos_id]
+    return tokens[:length]
+
+
+def _check_extra() -> None:
+    missing = [name for name in ("torch", "opacus") if util.find_spec(name) is None]
+    if missing:
+        message = f'adapter updates need {missing[0]}, of the extra "edge-torch"'
+        raise EbbflowError(Reason.EXTRA_MISSING, message, extra="edge-torch")
+
+
+def _in_background(job: Callable[[], _Found]) -> _Found:
+    """Runs a job in a thread of its own that everything else on the device goes before."""
+
+    def step_back() -> None:
+        if sys.platform == "linux":  # elsewhere the number is that of a whole process
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="adapters", initializer=step_back) as executor:
+        return executor.submit(job).result()
+
+
+def _train(weights: Path, plan: pb.AdapterPlan, users: Iterable[list[list[int]]]) -> list[AdapterContribution]:
+    engines_use_torch = "torch" in sys.modules
+    import torch
+
+    from ebbflow.common.codes.twin import load_weights
+    from ebbflow.edge.feedback.adapters import Trainer
+
+    if not engines_use_torch:
+        torch.set_num_threads(1)
+    try:
+        trainer = Trainer(load_weights(weights), plan)
+        return [trainer.change(sequences) for sequences in users]
+    except MemoryError as error:
+        raise EbbflowError(Reason.OUT_OF_MEMORY, "there is no memory to train an adapter") from error
