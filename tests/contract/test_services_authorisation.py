@@ -16,6 +16,7 @@ from ebbflow.api.v1 import (
     feedback_pb2,
     fleet_pb2,
     ledger_pb2,
+    population_pb2,
     release_pb2,
     resources_pb2,
     rollout_pb2,
@@ -47,6 +48,7 @@ FILES = (
     release_pb2,
     resources_pb2,
     rollout_pb2,
+    population_pb2,
     round_pb2,
     student_pb2,
     trust_pb2,
@@ -174,6 +176,22 @@ async def test_the_enrolment_listener_serves_nothing_but_enrolment(plane: Plane)
     with pytest.raises(EbbflowError):
         await FleetServiceStub(bare).ListAgents(fleet_pb2.ListAgentsRequest())
     await bare.close()
+
+
+async def test_corpora_are_for_those_who_may_upload_them_and_releases_for_viewers_too(plane: Plane) -> None:
+    plane.student("faq")
+    release = plane.release(1, "faq", b"weights of faq")
+    text = plane.cloud.blobs.put([b"an organisation's own words"]).sha256
+
+    async def read(role: str, sha256: str) -> bytes:
+        request = artefact_pb2.ReadBlobRequest(sha256=bytes.fromhex(sha256))
+        return b"".join([each.chunk async for each in ArtefactServiceStub(plane.admin(role).channel).ReadBlob(request)])
+
+    assert await read("viewer", release) == b"weights of faq"
+    assert await read("operator", text) == b"an organisation's own words"
+    with pytest.raises(EbbflowError) as caught:
+        await read("viewer", text)
+    assert caught.value.reason is Reason.BLOB_NOT_FOUND
 
 
 async def test_an_agent_reads_and_reports_as_itself_only(plane: Plane) -> None:

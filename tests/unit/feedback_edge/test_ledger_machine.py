@@ -248,4 +248,4 @@ _EVERYTHING = settings(deadline=None, suppress_health_check=list(HealthCheck))
 TestDevice = Device.TestCase
 TestDevice.settings = settings(_EVERYTHING, max_examples=20, stateful_step_count=25)
 TestManyDevices = pytest.mark.slow(ManyDevices.TestCase)
-TestManyDevices.settings = settings(_EVERYTHING, max_examples=200, stateful_step_count=50)
+TestManyDevices.settings = settings(_EVERYTHING, max_examples=400, stateful_step_count=60)

@@ -31,8 +31,14 @@ def shelf(session: Session, agent_id: str | None = None) -> Shelf:
     return found
 
 
-def may_read(session: Session, agent_id: str, sha256: str) -> bool:
-    """Whether a blob is a file of a release of the agent's students, or a delta between two of them."""
+def may_read(session: Session, agent_id: str | None, sha256: str) -> bool:
+    """Whether a blob is a file of a release of the agent's students, or a delta between two of them.
+
+    Args:
+        session: the caller's transaction.
+        agent_id: None asks about all students.
+        sha256: of the blob.
+    """
     files = shelf(session, agent_id)
     if any(sha256 in group for group in files.values()):
         return True
