@@ -48,7 +48,7 @@ def test_an_agent_with_too_little_noise_is_left_out_once_it_shows(
         time = NOW + number * DAY
         round_ = open_round(fleet, time)
         for device in devices:
-            saved = Fraction(169, 100) if device.agent == AGENTS[1] else Fraction(1)
+            saved = Fraction(156, 100) if device.agent == AGENTS[1] else Fraction(1)
             with monkeypatch.context() as patch:
                 patch.setattr(
                     release, "DiscreteGaussian", lambda variance, saved=saved: DiscreteGaussian(variance / saved)

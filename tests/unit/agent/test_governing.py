@@ -309,13 +309,11 @@ async def test_what_a_release_keeps_in_bf16_is_counted_before_a_precision_is_ask
         return engine
 
     engine = serve(1, "*")
-    loop = governing(limit_bytes=engine.memory().weights_bytes * 7 // 4)
-    async with Rush(hub):
-        await live(loop, device, 20)
+    loop = governing(precision_pin="int4", limit_bytes=engine.memory().weights_bytes * 7 // 4)
+    await live(loop, device, 20)
     assert engine.made == [], "int4 would take as much again"
     engine = serve(2, "*.o_proj.*")
-    async with Rush(hub):
-        await becomes("int4", engine, loop, device)
+    await becomes("int4", engine, loop, device)
 
 
 async def test_what_was_made_ready_for_a_release_that_has_gone_is_given_back(
