@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,16 +41,24 @@ def test_where_nothing_stands_out_all_bins_are_equal() -> None:
 
 @pytest.mark.parametrize(
     ("seen", "failed", "informative"),
-    [([29.0, 0.0], [0.0, 0.0], False), ([30.0, 0.0], [0.0, 0.0], True), ([0.0, 0.0], [0.0, 31.0], True)],
+    [([35.0, 0.0], [0.0, 0.0], False), ([35.2, 0.0], [0.0, 0.0], True), ([0.0, 0.0], [0.0, 36.0], True)],
     ids=["noise", "seen", "failed"],
 )
-def test_three_deviations_make_a_round_informative(seen: list[float], failed: list[float], informative: bool) -> None:
+def test_one_sum_of_six_must_stand_three_and_a_half_deviations_above_noise(
+    seen: list[float], failed: list[float], informative: bool
+) -> None:
     assert is_informative(seen, failed, 10.0) is informative
 
 
 def test_two_halves_of_a_bin_may_stand_out_together() -> None:
-    assert is_informative([25.0], [20.0], 10.0)
+    assert is_informative([26.0], [22.0], 10.0)
     assert not is_informative([22.0], [20.0], 10.0)
+
+
+def test_a_round_of_noise_alone_is_hardly_ever_informative_however_many_bins_there_are() -> None:
+    rng = np.random.default_rng(0)
+    alarms = sum(is_informative(*rng.normal(0.0, 7.0, (2, 150)).tolist(), 7.0) for _ in range(2000))
+    assert alarms <= 10  # 2.7 are to be expected; with three deviations for each sum there would be some 900
 
 
 def test_a_round_recovers_what_users_asked_for() -> None:

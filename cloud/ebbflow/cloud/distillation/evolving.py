@@ -136,7 +136,7 @@ def evolve(order: EvolutionOrder, blobs: BlobStore, scratch: Path, check: Callab
 
 def _uninformative(round_name: str) -> str:
     return (
-        f"{round_name} tells nothing but noise: no prompt and no topic stands three standard deviations above it."
+        f"{round_name} tells nothing but noise: no prompt and no topic stands out of it."
         " Open a round on the newest generation with more agents, or make a smaller one, or allow a larger epsilon."
     )
 

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import population_pb2, round_pb2
-from ebbflow.cloud.feedback.aggregate import SIGNIFICANT
+from ebbflow.cloud.feedback.aggregate import is_informative
 from ebbflow.common.privacy.shrinkage import shrink
+from ebbflow.common.privacy.significance import SIGNIFICANT, deviations
 from ebbflow.common.privacy.weights import FAILED_BOOST, FLOOR_SHARE
 
 ELITE_SHARE = 0.65
@@ -77,11 +78,11 @@ class Votes:
         return cell >= least > 0 or both >= least * math.sqrt(2) > 0
 
     def informs(self, topics: Sequence[str]) -> bool:
-        """Whether any bin, or the bins of any topic together, stand three standard deviations above the noise."""
-        if self.winners():
+        """Whether any bin, or the bins of any topic together, stand higher above zero than noise would lift one."""
+        if is_informative(self.seen, self.failed, self.noise_std):
             return True
         totals = by_topic(self.totals, topics)
-        least = SIGNIFICANT * self.noise_std * math.sqrt(2)
+        least = deviations(len(totals)) * self.noise_std * math.sqrt(2)
         return any(totals[topic] >= least * math.sqrt(list(topics).count(topic)) > 0 for topic in totals)
 
     def guesses(self) -> list[float]:

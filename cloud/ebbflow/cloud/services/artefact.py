@@ -53,7 +53,7 @@ class ArtefactService(artefact_pb2_grpc.ArtefactServiceServicer):
     async def ReadBlob(self, request: pb.ReadBlobRequest, context: Context) -> AsyncIterator[Any]:
         """Streams a blob from an offset as serialised messages.
 
-        An agent gets files of releases of its own students, a viewer those of all; only who may upload corpora gets them.
+        An agent gets files of releases of its own students, a viewer those of all; other files are for operators.
         Whoever may read is asked once, at the start.
         """
         cloud, sha256, who = self._cloud, _digest(request.sha256), current().caller.identity

@@ -118,7 +118,9 @@ class Aggregate(_message.Message):
     noise_std: _builtins.float
     """Standard deviation of the noise on each sum."""
     informative: _builtins.bool
-    """Whether the round tells more than noise: at least one bin stands three standard deviations above it."""
+    """Whether the round tells more than noise: at least one bin stands so far above it as noise alone would lift any bin once
+    in 740 rounds.
+    """
     batches: _builtins.int
     """Batches that were added up."""
     limited_batches: _builtins.int

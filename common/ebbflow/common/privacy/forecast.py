@@ -17,10 +17,9 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.calibration import DEFAULT_DELTA, DEFAULT_ROUNDS_PER_WINDOW, calibrate, variance_of
 from ebbflow.common.privacy.plans import MAX_BINS
 from ebbflow.common.privacy.shrinkage import shrink
+from ebbflow.common.privacy.significance import SIGNIFICANT
 from ebbflow.common.privacy.weights import weights
 
-SIGNIFICANT = 3.0
-"""Standard deviations from which a count tells more than noise."""
 FAILING_SHARE = 0.25
 """Share of votes that failed, as it is assumed."""
 ACCURACY = 0.7
