@@ -57,7 +57,8 @@ def test_two_halves_of_a_bin_may_stand_out_together() -> None:
 
 def test_a_round_of_noise_alone_is_hardly_ever_informative_however_many_bins_there_are() -> None:
     rng = np.random.default_rng(0)
-    alarms = sum(is_informative(*rng.normal(0.0, 7.0, (2, 150)).tolist(), 7.0) for _ in range(2000))
+    rounds = rng.normal(0.0, 7.0, (2000, 2, 150))
+    alarms = sum(is_informative(seen.tolist(), failed.tolist(), 7.0) for seen, failed in rounds)
     assert alarms <= 10  # 2.7 are to be expected; with three deviations for each sum there would be some 900
 
 
