@@ -5,13 +5,14 @@ import contextlib
 import datetime as dt
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from feedback_world import AGENTS, Device
 from google.protobuf.json_format import MessageToDict
 
 from ebbflow.api.v1.enrolment_pb2_grpc import EnrolmentServiceStub
@@ -236,3 +237,12 @@ async def plane(registry: Registry, blobs: LocalBlobStore, trust_home: Path) -> 
     cloud.sql.shutdown()
     cloud.files.shutdown()
     cloud.uploads.shutdown()
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Iterator[list[Device]]:
+    """The feedback side of the three agents that serve the student of `feedback_world`."""
+    made = [Device(tmp_path / agent, agent) for agent in AGENTS]
+    yield made
+    for device in made:
+        device.store.close()

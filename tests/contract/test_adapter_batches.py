@@ -2,7 +2,6 @@
 
 import datetime as dt
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,6 @@ def fleet(registry: Registry) -> Registry:
         policy = pb.PrivacyPolicy(epsilon=8.0, allow_adapters=True, retention_days=10)
         policies.append(session, student, policy, "adapters", PlanSigner(SIGNER), NOW)
     return registry
-
-
-@pytest.fixture
-def devices(tmp_path: Path) -> Iterator[list[Device]]:
-    made = [Device(tmp_path / agent, agent) for agent in AGENTS]
-    yield made
-    for device in made:
-        device.store.close()
 
 
 def open_adapter_round(registry: Registry, **more: Any) -> Round:

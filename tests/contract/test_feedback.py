@@ -2,13 +2,13 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from feedback_world import AGENTS, DAY, NOW, Device, add_fleet, close_all, count, open_round, refusals
+from feedback_world import DAY, NOW, Device, add_fleet, close_all, count, open_round, refusals
 from google.protobuf import json_format
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -34,14 +34,6 @@ from ebbflow.common.privacy.vector import Contribution
 def fleet(registry: Registry) -> Registry:
     add_fleet(registry)
     return registry
-
-
-@pytest.fixture
-def devices(tmp_path: Path) -> Iterator[list[Device]]:
-    made = [Device(tmp_path / agent, agent) for agent in AGENTS]
-    yield made
-    for device in made:
-        device.store.close()
 
 
 def test_a_round_goes_from_plan_to_mixture(fleet: Registry, devices: list[Device]) -> None:

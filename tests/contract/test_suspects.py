@@ -1,9 +1,7 @@
 """Agents that save noise are found by their null bins of several rounds, and left out, on every database."""
 
 import math
-from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from feedback_world import AGENTS, DAY, NOW, SIGNER, Device, add_fleet, open_round
@@ -30,14 +28,6 @@ def fleet(registry: Registry) -> Registry:
         policy = pb.PrivacyPolicy(epsilon=8.0, rounds_per_window=ROUNDS)
         policies.append(session, student, policy, "", PlanSigner(SIGNER), NOW)
     return registry
-
-
-@pytest.fixture
-def devices(tmp_path: Path) -> Iterator[list[Device]]:
-    made = [Device(tmp_path / agent, agent) for agent in AGENTS]
-    yield made
-    for device in made:
-        device.store.close()
 
 
 def test_an_agent_with_too_little_noise_is_left_out_once_it_shows(
