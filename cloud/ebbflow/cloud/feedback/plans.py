@@ -18,7 +18,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import adapters
 from ebbflow.common.privacy.calibration import calibrate
 from ebbflow.common.privacy.plans import MAX_BINS, MIN_NULL_BINS, check_plan
-from ebbflow.common.privacy.vector import sensitivity_squared
+from ebbflow.common.privacy.vector import plan_sensitivity_squared
 from ebbflow.common.privacy.windows import window_name
 
 TEXTS_PER_BIN = 24
@@ -150,14 +150,12 @@ def make_plan(
             message = f"{field} must be above zero and at most {policy.window_days} days, a window of the policy"
             raise EbbflowError(Reason.INVALID_REQUEST, message, field=field)
     end = timing.now + timing.duration
-    sensitivity = adapter.scale**2 if adapter else sensitivity_squared(metric.cap for metric in metrics)
     plan = pb.RoundPlan(
         round=names.make("rounds", round_id),
         student=names.make("students", student_id),
         bins=bins,
         null_bins=adapters.MIN_NULL_BINS if adapter else MIN_NULL_BINS,
         metrics=metrics,
-        mechanism=calibrate(policy.epsilon, policy.delta, policy.rounds_per_window, sensitivity),
         policy=policy,
         window=window_name(end, policy.window_days),
         max_users=max_users,
@@ -166,6 +164,8 @@ def make_plan(
         measure=measure,
         near_micro=near_micro if any(metric.kind == pb.Metric.KIND_NEAR for metric in metrics) else 0,
     )
+    sensitivity = plan_sensitivity_squared(plan)
+    plan.mechanism.CopyFrom(calibrate(policy.epsilon, policy.delta, policy.rounds_per_window, sensitivity))
     plan.start_time.FromDatetime(timing.now - timing.lookback)
     plan.end_time.FromDatetime(end)
     check_plan(plan)

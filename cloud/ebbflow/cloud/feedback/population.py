@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import population_pb2
+from ebbflow.cloud.feedback import rounds
+from ebbflow.cloud.feedback.evolution import by_topic
 from ebbflow.cloud.feedback.plans import TEXT_CHARACTERS
 from ebbflow.cloud.registry.tables import Population, PopulationState, Round
 from ebbflow.common import names
@@ -103,15 +105,11 @@ def topic_weights(session: Session, round_: Round, weights: Sequence[tuple[str, 
     Returns:
         The weights as they are if the bins are topics; otherwise those of each topic's prompts together.
     """
-    plan = pb.RoundPlan.FromString(round_.plan)
-    row = of_plan(session, round_.student_id, plan.bins)
+    row = of_plan(session, round_.student_id, rounds.plan_of(round_).bins)
     if row is None:
         return dict(weights)
     topics = {prompt.prompt_id: prompt.topic for prompt in prompts_of(row)}
-    found: dict[str, float] = {}
-    for bin_id, weight in weights:
-        found[topics[bin_id]] = found.get(topics[bin_id], 0.0) + weight
-    return found
+    return by_topic([weight for _, weight in weights], [topics[bin_id] for bin_id, _ in weights])
 
 
 def epsilon(session: Session, student_id: str, generation: int) -> float:
@@ -124,10 +122,7 @@ def epsilon(session: Session, student_id: str, generation: int) -> float:
     """
     most, row = 0.0, find(session, student_id, generation)
     while row.round_id is not None:
-        round_ = session.get(Round, row.round_id)
-        if round_ is None:
-            raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no rounds/{row.round_id}", round=row.round_id)
-        plan = pb.RoundPlan.FromString(round_.plan)
+        plan = rounds.plan_of(rounds.find(session, row.round_id))
         most = max(most, plan.policy.epsilon)
         before = of_plan(session, student_id, plan.bins)
         if before is None or before.generation >= row.generation:

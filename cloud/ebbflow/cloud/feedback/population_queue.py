@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from google.protobuf import json_format
 from sqlalchemy.orm import Session
 
-from ebbflow.api.v1 import feedback_pb2, population_pb2
-from ebbflow.cloud.feedback import population
+from ebbflow.api.v1 import population_pb2
+from ebbflow.cloud.feedback import population, rounds
 from ebbflow.cloud.registry import locks
-from ebbflow.cloud.registry.tables import Population, PopulationState, Round, RoundState, Student
+from ebbflow.cloud.registry.tables import Population, PopulationState, Student
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -66,15 +66,9 @@ def queue(
 
 
 def _check_round(session: Session, student: Student, round_id: str) -> None:
-    round_, name = session.get(Round, round_id), names.make("rounds", round_id)
-    if round_ is None:
-        raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no {name}", round=name)
-    if round_.student_id != student.id:
-        message = f"{name} belongs to students/{round_.student_id}"
-        raise EbbflowError(Reason.INVALID_REQUEST, message, field="round")
-    if round_.state is not RoundState.CLOSED:
-        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
-    plan = feedback_pb2.RoundPlan.FromString(round_.plan)
+    round_, name = rounds.find(session, round_id), names.make("rounds", round_id)
+    rounds.check_closed(round_, student.id, "round")
+    plan = rounds.plan_of(round_)
     if not plan.bins:
         raise EbbflowError(Reason.STATE_CONFLICT, f"{name} asked for adapter updates and not for votes", round=name)
     voted, ready = (

@@ -49,6 +49,38 @@ def aggregate_of(round_: Round) -> round_pb2.Aggregate:
     return json_format.ParseDict(round_.aggregate, round_pb2.Aggregate(), ignore_unknown_fields=True)
 
 
+def find(session: Session, round_id: str) -> Round:
+    """Returns a round.
+
+    Raises:
+        EbbflowError: ROUND_NOT_FOUND.
+    """
+    row = session.get(Round, round_id)
+    if row is None:
+        name = names.make("rounds", round_id)
+        raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no {name}", round=name)
+    return row
+
+
+def check_closed(row: Round, student_id: str, field: str) -> None:
+    """Refuses a round that is another student's, or still open.
+
+    Args:
+        row: the round.
+        student_id: whose it should be.
+        field: of the request that names it, for the error.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST, STATE_CONFLICT.
+    """
+    name = names.make("rounds", row.id)
+    if row.student_id != student_id:
+        message = f"{name} belongs to {names.make('students', row.student_id)}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field=field)
+    if row.state is not RoundState.CLOSED:
+        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
+
+
 def epsilon_of_round(round_: Round) -> float:
     """Epsilon of this one round for each user on an agent, at its policy's delta."""
     plan = plan_of(round_)

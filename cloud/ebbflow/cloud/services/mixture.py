@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.orm import Session
 
 from ebbflow.cloud.feedback import population, rounds
-from ebbflow.cloud.registry.tables import Round, RoundState
+from ebbflow.cloud.registry.tables import Round
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -44,15 +44,12 @@ def of_round(session: Session, row: Round, student_id: str) -> Resolved:
     Raises:
         EbbflowError: INVALID_REQUEST if it is another student's round, STATE_CONFLICT while it is open.
     """
-    name = names.make("rounds", row.id)
-    if row.student_id != student_id:
-        message = f"{name} belongs to {names.make('students', row.student_id)}"
-        raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
-    if row.state is not RoundState.CLOSED:
-        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
+    rounds.check_closed(row, student_id, "distillation.round")
     aggregate = rounds.aggregate_of(row)
     if aggregate.HasField("adapter"):
-        message = f"{name} collected adapter updates, which give no mixture: name it as adapter_round"
+        message = (
+            f"{names.make('rounds', row.id)} collected adapter updates, which give no mixture: name it as adapter_round"
+        )
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
     if not aggregate.informative:
         return Resolved()

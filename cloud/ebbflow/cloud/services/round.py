@@ -104,7 +104,9 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
         """Returns one."""
         id_ = names.parse(request.name, "rounds")
-        return pb.GetRoundResponse(round=await self._cloud.read(lambda session: _message(session, find(session, id_))))
+        return pb.GetRoundResponse(
+            round=await self._cloud.read(lambda session: _message(session, feedback.find(session, id_)))
+        )
 
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
         """Returns a page, newest first."""
@@ -146,19 +148,6 @@ def _adapter_maker(
         return adapters.make_adapter_plan(request.adapter, release, config, policy, able)
 
     return make
-
-
-def find(session: Session, id_: str) -> Round:
-    """Returns a round.
-
-    Raises:
-        EbbflowError: ROUND_NOT_FOUND.
-    """
-    row = session.get(Round, id_)
-    if row is None:
-        name = names.make("rounds", id_)
-        raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no {name}", round=name)
-    return row
 
 
 def _message(session: Session, row: Round) -> pb.Round:

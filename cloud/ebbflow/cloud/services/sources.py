@@ -15,11 +15,10 @@ from ebbflow.cloud.distillation import corpus
 from ebbflow.cloud.distillation.private_recipe import PrivateRecipe
 from ebbflow.cloud.distillation.recipe import Recipe
 from ebbflow.cloud.feedback import adapters, population, rounds
-from ebbflow.cloud.registry.tables import Distillation, Json, Release, Round, RoundState, Student
+from ebbflow.cloud.registry.tables import Distillation, Json, Release, Round, Student
 from ebbflow.cloud.services import mixture
 from ebbflow.cloud.services.convert.common import to_json
 from ebbflow.cloud.services.release import find as find_release
-from ebbflow.cloud.services.round import find as find_round
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
@@ -113,7 +112,7 @@ def _mixture(session: Session, wanted: pb.Distillation, student: Student) -> mix
     if wanted.mixture:
         return mixture.explicit(dict(wanted.mixture), student.topics)
     if wanted.round:
-        return mixture.of_round(session, find_round(session, names.parse(wanted.round, "rounds")), student.id)
+        return mixture.of_round(session, rounds.find(session, names.parse(wanted.round, "rounds")), student.id)
     return mixture.Resolved()
 
 
@@ -125,13 +124,8 @@ def _base(session: Session, wanted: pb.Distillation, student: Student) -> int:
 
 
 def _adapter_round(session: Session, wanted: pb.Distillation, student: Student) -> Round:
-    row = find_round(session, names.parse(wanted.adapter_round, "rounds"))
-    if row.student_id != student.id:
-        message = f"{wanted.adapter_round} belongs to {names.make('students', row.student_id)}"
-        raise _wrong(message, "distillation.adapter_round")
-    if row.state is not RoundState.CLOSED:
-        message = f"{wanted.adapter_round} is still open: close it first"
-        raise EbbflowError(Reason.STATE_CONFLICT, message, round=wanted.adapter_round)
+    row = rounds.find(session, names.parse(wanted.adapter_round, "rounds"))
+    rounds.check_closed(row, student.id, "distillation.adapter_round")
     adapters.check_usable(rounds.aggregate_of(row))
     return row
 
