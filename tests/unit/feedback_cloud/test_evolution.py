@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -97,6 +97,7 @@ def test_a_systematic_draw_gives_each_its_share_to_within_one(scores: list[float
 
 
 @given(COUNTS, st.lists(st.none() | st.integers(0, 3), min_size=1, max_size=64))
+@example([0.0, 0.0, 1.0, 5e-324], [None, 3])
 def test_weights_sum_to_one_and_families_share_what_they_earned(
     scores: list[float], families: list[int | None]
 ) -> None:

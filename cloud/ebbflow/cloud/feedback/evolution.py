@@ -222,6 +222,6 @@ def family_weights(scores: Sequence[float], families: Sequence[int | None]) -> l
     if earned <= 0:
         return [1 / len(families)] * len(families)
     return [
-        floor / sizes[None] if family is None else (1 - floor) * scores[family] / earned / sizes[family]
+        floor / sizes[None] if family is None else (1 - floor) * (scores[family] / earned) / sizes[family]
         for family in families
     ]
