@@ -81,9 +81,10 @@ class CloudWorld:
         with self.cloud.registry.transaction() as session:
             return tokens.create(session, self.cloud.authority.sha256, now(), **arguments)[1].encode()
 
-    def student(self, student_id: str = "faq", *, allow_adapters: bool = False) -> None:
+    def student(self, student_id: str = "faq", *, allow_adapters: bool = False, window_days: int = 0) -> None:
         """Makes a student whose bins are two topics."""
         corpus = self.cloud.blobs.put([json.dumps({"topic": "files", "text": "open a file"}).encode() + b"\n"])
+        policy = complete_policy(PrivacyPolicy(allow_adapters=allow_adapters, window_days=window_days))
         with self.cloud.registry.transaction() as session:
             session.add(
                 Student(
@@ -92,7 +93,7 @@ class CloudWorld:
                     architecture={},
                     corpus_sha256=corpus.sha256,
                     topics=["files", "greetings"],
-                    privacy_policy=MessageToDict(complete_policy(PrivacyPolicy(allow_adapters=allow_adapters))),
+                    privacy_policy=MessageToDict(policy),
                     selector="",
                     create_time=now(),
                 )
@@ -162,13 +163,13 @@ class CloudWorld:
                 certificates.revoke_subject(session, agent, now())
             bump(session, "desired_state")
 
-    def open_round(self, student_id: str = "faq") -> str:
+    def open_round(self, student_id: str = "faq", duration: dt.timedelta = dt.timedelta(hours=1)) -> str:
         """Opens a round over two bins; returns its id."""
         bins = [Bin(bin_id="files", texts=["read a file"]), Bin(bin_id="greetings", texts=["Grüße"])]
         with self.cloud.registry.transaction() as session:
             student = session.get_one(Student, student_id)
-            hour = dt.timedelta(hours=1)
-            return rounds.open_round(session, student, bins, self.cloud.plan_signer, now(), hour, hour).id
+            lookback = dt.timedelta(hours=1)
+            return rounds.open_round(session, student, bins, self.cloud.plan_signer, now(), duration, lookback).id
 
     def batches(self) -> list[FeedbackBatch]:
         """What the cloud has kept."""

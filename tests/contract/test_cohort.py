@@ -48,9 +48,9 @@ def enrolled(registry: Registry, agent_id: str, time: dt.datetime) -> None:
         agent.new_device, agent.create_time = False, time
 
 
-def test_an_identity_younger_than_a_window_is_not_asked(fleet: Registry) -> None:
-    enrolled(fleet, AGENTS[0], NOW - 29 * DAY)
-    enrolled(fleet, AGENTS[1], NOW - 30 * DAY)
+def test_an_identity_younger_than_a_window_and_a_day_is_not_asked(fleet: Registry) -> None:
+    enrolled(fleet, AGENTS[0], NOW - 30 * DAY)
+    enrolled(fleet, AGENTS[1], NOW - 31 * DAY)
     assert members(fleet, open_round(fleet)) == [AGENTS[1], AGENTS[2]]
     assert members(fleet, open_round(fleet, NOW + DAY)) == list(AGENTS)
 
@@ -58,7 +58,7 @@ def test_an_identity_younger_than_a_window_is_not_asked(fleet: Registry) -> None
 def test_where_all_have_to_wait_the_cure_is_named(fleet: Registry) -> None:
     for day, agent_id in enumerate(AGENTS):
         enrolled(fleet, agent_id, NOW - day * DAY)
-    with pytest.raises(EbbflowError, match=r"\(3\) got .* from 2026-12-01 12:00 UTC on\. .*--new-device") as caught:
+    with pytest.raises(EbbflowError, match=r"\(3\) got .* from 2026-12-02 12:00 UTC on\. .*--new-device") as caught:
         open_round(fleet)
     assert caught.value.reason is Reason.IDENTITY_WAITS
     with fleet.reading() as session:

@@ -1,6 +1,7 @@
 """An agent's part in rounds beside a real cloud, when its disk, its operator or its identity is not what it was."""
 
 import asyncio
+import datetime as dt
 
 from agent_support import alive, enrolled, until
 from agent_world import CloudWorld
@@ -78,6 +79,21 @@ async def test_a_new_identity_waits_even_if_the_cloud_does_not(cloud: CloudWorld
         assert decision.reason == "IDENTITY_WAITS"
         assert agent.store.policies()["faq"][0] == 1
     assert cloud.batches() == []
+
+
+async def test_a_round_is_not_answered_long_before_the_window_that_it_is_charged_to(cloud: CloudWorld) -> None:
+    settings = cloud.device()
+    name = await enrolled(cloud, settings)
+    cloud.student(window_days=366)
+    cloud.publish(1)
+    cloud.assign(name, 1)
+    async with alive(settings) as agent:
+        await served(cloud, name)
+        far, near = cloud.open_round(duration=dt.timedelta(days=300)), cloud.open_round()
+        await until(lambda: cloud.batches() and not agent.store.pending(), limit_s=30)
+        assert [batch.round_id for batch in cloud.batches()] == [near]
+        assert [decision.round for decision in agent.store.decisions()] == [f"rounds/{near}"]
+        assert far != near
 
 
 async def enrolled_on_a_used_device(cloud: CloudWorld, settings: AgentSettings) -> str:

@@ -37,6 +37,16 @@ def test_a_sound_plan_is_admitted(admitted: Admit) -> None:
     assert plan.device_cap_nano >= plan.plan.policy.rho_cap_nano
 
 
+def test_a_plan_is_answered_from_a_day_before_the_windows_that_it_is_charged_to(admitted: Admit) -> None:
+    day = dt.timedelta(days=1)
+    plan = admitted(at=NOW - day / 2)
+    assert plan.plan.window == plan.device_window == "2026-11-03"
+    assert plan.answer_from == dt.datetime(2026, 11, 2, tzinfo=dt.UTC)
+    daily = admitted(ceiling=Ceiling(window_days=1))
+    assert (daily.plan.window, daily.device_window) == ("2026-11-03", "2026-11-04")
+    assert daily.answer_from == dt.datetime(2026, 11, 3, tzinfo=dt.UTC)
+
+
 def test_a_plan_by_another_key_is_untrusted(make: Make, keys: dict[str, Key], now: dt.datetime) -> None:
     signed = PlanSigner(CryptoSigner.generate_ed25519()).sign(make())
     assert reason_of(lambda: admit(signed, keys, Ceiling(), now)) is Reason.PLAN_UNTRUSTED

@@ -57,7 +57,7 @@ def choose(
     if not known:
         message = (
             f"all agents that serve students/{student.id} ({len(serving)}) got their identities less than a window of"
-            f" {days} days ago; the first may report from {min(ready):%Y-%m-%d %H:%M} UTC on."
+            f" {days} days and a day ago; the first may report from {min(ready):%Y-%m-%d %H:%M} UTC on."
             " Devices that nobody used before need not wait: enrol them with `ebbflow-edge enrol --new-device`"
         )
         raise EbbflowError(Reason.IDENTITY_WAITS, message, student=student.id)

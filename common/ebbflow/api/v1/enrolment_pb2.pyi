@@ -68,8 +68,8 @@ class EnrolRequest(_message.Message):
     request_id: _builtins.str
     """UUID of this request. A retry with the same value and key gets the same identity and does not use the token again."""
     new_device: _builtins.bool
-    """The operator's word that nobody used this device under another identity before. Otherwise its users wait one window
-    of their policy before they report, because another identity may have spent their budget.
+    """The operator's word that nobody used this device under another identity before. Otherwise its users wait a window
+    of their policy and a day before they report, because another identity may have spent their budget.
     """
     @_builtins.property
     def profile(self) -> _resources_pb2.DeviceProfile:

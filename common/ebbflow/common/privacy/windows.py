@@ -4,6 +4,9 @@ import datetime as dt
 
 _EPOCH = dt.date(1970, 1, 1)
 
+AHEAD = dt.timedelta(days=1)
+"""How long before a window begins its rounds may be answered."""
+
 
 def window_name(at: dt.datetime, window_days: int) -> str:
     """Returns the first day (UTC) of the window that `at` lies in, such as "2026-11-01".
@@ -31,9 +34,11 @@ def window_end(name: str, window_days: int) -> dt.datetime:
 def first_report(enrol_time: dt.datetime, window_days: int, *, new_device: bool) -> dt.datetime:
     """Returns when an agent's users may report first: another identity of the device may have spent their window.
 
+    It may have spent the next window too, if that began less than `AHEAD` later.
+
     Args:
         enrol_time: when the agent got its identity.
         window_days: of the student's policy.
         new_device: the operator's word that nobody used the device under another identity.
     """
-    return enrol_time if new_device else enrol_time + dt.timedelta(days=window_days)
+    return enrol_time if new_device else enrol_time + dt.timedelta(days=window_days) + AHEAD

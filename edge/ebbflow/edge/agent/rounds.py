@@ -67,9 +67,10 @@ class Rounds:
         admitted = None
         try:
             admitted = self._admit(signed)
-            if self._store.has_answered(admitted.plan.round):
+            now = self._trust.clock.now()
+            if self._store.has_answered(admitted.plan.round) or now < admitted.answer_from:
                 return
-            self._identity.check(admitted, self._trust.clock.now())
+            self._identity.check(admitted, now)
             self._store.check(admitted)
             contributions, base_release = self._contributions(admitted)
             self._store.release_batch(admitted, contributions, self._sign, self._trust.clock.now(), base_release)

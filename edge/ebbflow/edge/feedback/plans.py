@@ -21,7 +21,7 @@ from ebbflow.common.privacy.calibration import (
     check_target,
 )
 from ebbflow.common.privacy.plans import EPSILON_TOLERANCE, check_plan
-from ebbflow.common.privacy.windows import window_name
+from ebbflow.common.privacy.windows import AHEAD, window_name, window_start
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,15 @@ class AdmittedPlan:
     def end_time(self) -> dt.datetime:
         """When the cloud stops taking batches."""
         return self.plan.end_time.ToDatetime(dt.UTC)
+
+    @property
+    def answer_from(self) -> dt.datetime:
+        """When the windows that the round is charged to have begun, or nearly so.
+
+        A charge that was made long ahead could meet one of the device's next identity, which waits for no longer than
+        `first_report` says.
+        """
+        return max(window_start(self.plan.window), window_start(self.device_window)) - AHEAD
 
 
 def _verify(data: bytes, signature: bytes, key_id: str, keys: Mapping[str, Key], what: str) -> None:
