@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from securesystemslib.signer import CryptoSigner
 
 from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.feedback import batches, charges, rounds
 from ebbflow.cloud.feedback.plans import PlanSigner
@@ -108,6 +109,11 @@ class Device:
         change(batch)
         data = batch.SerializeToString(deterministic=True)
         return pb.SignedBatch(batch=data, signature=identity.sign(self.key, data))
+
+
+def mixture_of(result: round_pb2.Aggregate) -> dict[str, float]:
+    """The share of each bin in the next mixture."""
+    return {estimate.bin_id: estimate.weight for estimate in result.bins}
 
 
 def count(registry: Registry, table: type) -> int:

@@ -30,7 +30,7 @@ from ebbflow.cloud.distillation.mixture import Documents, Sequences
 from ebbflow.cloud.distillation.recipe import Recipe
 from ebbflow.cloud.distillation.trainer import Trainer
 from ebbflow.cloud.distillation.worker import native_precision
-from ebbflow.cloud.feedback.plans import TEXT_CHARACTERS, TEXTS_PER_BIN
+from ebbflow.cloud.feedback.plans import TEXT_CHARACTERS, texts_per_bin
 from ebbflow.cloud.release.measure import bits_per_byte
 from ebbflow.cloud.teacher.model import Teacher
 from ebbflow.common.privacy.calibration import calibrate
@@ -62,9 +62,8 @@ class World:
             [t.text[:TEXT_CHARACTERS] for t in self.texts if (t.topic, t.split) == (topic, "bin")]
             for topic in self.topics
         ]
-        plan = [
-            pb.Bin(bin_id=topic, texts=texts[:TEXTS_PER_BIN]) for topic, texts in zip(self.topics, bins, strict=True)
-        ]
+        most = texts_per_bin(len(self.topics))
+        plan = [pb.Bin(bin_id=topic, texts=texts[:most]) for topic, texts in zip(self.topics, bins, strict=True)]
         public = [text for bin_ in plan for text in bin_.texts]
         self.bins = Bins(plan, Lexicon(public, self.tokenizer.encode, self.tokenizer.size))
 

@@ -21,7 +21,7 @@ from securesystemslib.signer import CryptoSigner
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.feedback import nulls
-from ebbflow.cloud.feedback.aggregate import aggregate, estimate, mixture
+from ebbflow.cloud.feedback.aggregate import aggregate, estimate
 from ebbflow.cloud.feedback.plans import PlanSigner, Timing, make_plan
 from ebbflow.cloud.feedback.suspects import REFUSED_ROUNDS
 from ebbflow.common.errors import EbbflowError
@@ -135,7 +135,9 @@ class Harm:
 def judge(fleet: Fleet, result: round_pb2.Aggregate) -> Harm:
     """Compares a round with the truth."""
     sums = fleet.truth.sum(axis=0).astype(float).tolist()
-    wanted, found = mixture(estimate(fleet.plan, sums, [], 0)), mixture(result)
+    wanted, found = (
+        {bin_.bin_id: bin_.weight for bin_ in each.bins} for each in (estimate(fleet.plan, sums, [], 0), result)
+    )
     failed = math.fsum(bin_.failed for bin_ in result.bins)
     everything = failed + math.fsum(bin_.seen for bin_ in result.bins)
     return Harm(

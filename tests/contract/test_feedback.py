@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from feedback_world import DAY, NOW, Device, add_fleet, close_all, count, open_round, refusals
+from feedback_world import DAY, NOW, Device, add_fleet, close_all, count, mixture_of, open_round, refusals
 from google.protobuf import json_format
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback import accounts, batches, rounds
-from ebbflow.cloud.feedback.aggregate import mixture
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
     FeedbackBatch,
@@ -48,11 +47,47 @@ def test_a_round_goes_from_plan_to_mixture(fleet: Registry, devices: list[Device
     assert result.informative
     assert result.bins[0].seen == pytest.approx(900, abs=30)
     assert result.bins[1].failed == pytest.approx(180, abs=30)
-    shares = mixture(result)
+    shares = mixture_of(result)
     assert shares["files"] > shares["dates"] > shares["networks"] > 0
     assert 1 < rounds.epsilon_of_round(closed) < 4
     with fleet.reading() as session:
         assert rounds.counts(session, [round_.id]) == {round_.id: (3, 3, 0)}
+
+
+def play(registry: Registry, devices: list[Device], votes: list[Contribution], now: dt.datetime, **more: object) -> str:
+    """A round from opening to close; returns its id."""
+    round_ = open_round(registry, now, **more)
+    for device in devices:
+        device.submit(registry, device.answer(registry, votes, now), now)
+    with registry.transaction() as session:
+        return rounds.close_round(session, round_.id).id
+
+
+def test_rounds_of_a_window_that_asked_the_same_speak_together(fleet: Registry, devices: list[Device]) -> None:
+    first = play(fleet, devices, [Contribution(0)] * 300, NOW)
+    play(fleet, devices, [Contribution(2)] * 900, NOW, measure=pb.RoundPlan.MEASURE_STUDENT)  # another question
+    second = play(fleet, devices, [Contribution(0)] * 100 + [Contribution(1, failed=True)] * 60, NOW + DAY)
+    later = play(fleet, devices, [Contribution(2)] * 500, NOW + 40 * DAY)  # another window
+    with fleet.reading() as session:
+        alone = [rounds.aggregate_of(rounds.find(session, id_)) for id_ in (first, second)]
+        assert rounds.of_window(session, rounds.find(session, first)) == alone[0], "none was before it"
+        assert rounds.of_window(session, rounds.find(session, later)).batches == 3
+        both = rounds.of_window(session, rounds.find(session, second))
+    assert [bin_.seen for bin_ in both.bins] == [
+        a.seen + b.seen for a, b in zip(alone[0].bins, alone[1].bins, strict=True)
+    ]
+    assert both.bins[0].seen == pytest.approx(1200, abs=40)
+    assert both.noise_std == pytest.approx(alone[0].noise_std * 2**0.5)
+    assert (both.batches, both.informative) == (6, True)
+
+
+def test_an_open_round_of_the_window_has_no_say_yet(fleet: Registry, devices: list[Device]) -> None:
+    open_round(fleet)
+    devices[0].submit(fleet, devices[0].answer(fleet, [Contribution(1)] * 300))
+    closed = play(fleet, devices, [Contribution(0)] * 300, NOW + DAY / 2)
+    with fleet.reading() as session:
+        row = rounds.find(session, closed)
+        assert rounds.of_window(session, row) == rounds.aggregate_of(row)
 
 
 def test_the_same_batch_again_is_fine_even_after_the_round(fleet: Registry, devices: list[Device]) -> None:

@@ -219,3 +219,24 @@ async def test_an_adapter_round_of_noise_is_refused(plane: Plane) -> None:
     plane.release()
     error = await refused(plane, adapter_round=adapter_round(plane, informative=False))
     assert error.reason is Reason.SIGNAL_TOO_WEAK
+
+
+async def test_rounds_before_it_in_the_window_have_a_say_unless_the_order_wants_one_alone(plane: Plane) -> None:
+    plane.student()
+    assert (await refused(plane, round_alone=True)).metadata["field"] == "distillation.round"
+    votes = [(90.0, 10.0), (10.0, 90.0)]
+    bins = [feedback_pb2.Bin(bin_id=topic, texts=["how"]) for topic in ("json", "regex")]
+    for id_, (json_votes, regex_votes) in zip(("early", "late"), votes, strict=True):
+        estimates = [
+            round_pb2.BinEstimate(bin_id="json", seen=json_votes, weight=json_votes / 100),
+            round_pb2.BinEstimate(bin_id="regex", seen=regex_votes, weight=regex_votes / 100),
+        ]
+        closed_round(plane, id_, 4.0, round_pb2.Aggregate(informative=True, bins=estimates, noise_std=1.0), bins=bins)
+    first, both, alone = (
+        await create(plane, round="rounds/early"),
+        await create(plane, round="rounds/late"),
+        await create(plane, round="rounds/late", round_alone=True),
+    )
+    assert dict(first.mixture) == {"json": 0.9, "regex": 0.1}
+    assert dict(both.mixture) == pytest.approx({"json": 0.5, "regex": 0.5}, abs=0.01)
+    assert dict(alone.mixture) == {"json": 0.1, "regex": 0.9}

@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from feedback_world import mixture_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
-from ebbflow.cloud.feedback.aggregate import aggregate, is_informative, mixture
+from ebbflow.api.v1 import round_pb2
+from ebbflow.cloud.feedback.aggregate import aggregate, is_informative, pool
 from ebbflow.common.privacy.calibration import calibrate, variance_of
 from ebbflow.common.privacy.gaussian import DiscreteGaussian
 from ebbflow.common.privacy.weights import weights
@@ -80,7 +82,7 @@ def test_a_round_recovers_what_users_asked_for() -> None:
     assert [estimate.seen for estimate in result.bins] == pytest.approx([4000, 1000], abs=6 * deviation)
     assert [estimate.failed for estimate in result.bins] == pytest.approx([0, 1000], abs=6 * deviation)
     assert list(result.metrics) == pytest.approx([2500], abs=6 * deviation)
-    assert mixture(result) == pytest.approx({"files": 0.05 + 0.9 * 4 / 7, "dates": 0.05 + 0.9 * 3 / 7}, abs=0.05)
+    assert mixture_of(result) == pytest.approx({"files": 0.05 + 0.9 * 4 / 7, "dates": 0.05 + 0.9 * 3 / 7}, abs=0.05)
 
 
 def test_a_round_without_batches_says_nothing() -> None:
@@ -88,4 +90,41 @@ def test_a_round_without_batches_says_nothing() -> None:
     result = aggregate(plan, [])
     assert not result.informative
     assert result.noise_std == 0
-    assert mixture(result) == {"a": 0.5, "b": 0.5}
+    assert mixture_of(result) == {"a": 0.5, "b": 0.5}
+
+
+def test_rounds_that_each_say_nothing_may_say_something_together() -> None:
+    single = round_pb2.Aggregate(
+        bins=[
+            round_pb2.BinEstimate(bin_id="a", seen=30.0),
+            round_pb2.BinEstimate(bin_id="b", seen=-1.0, failed=2.0),
+        ],
+        noise_std=10.0,
+        batches=5,
+    )
+    assert not is_informative([30.0, -1.0], [0.0, 2.0], 10.0)
+    pooled = pool([single] * 4)
+    assert (pooled.noise_std, pooled.batches, pooled.informative) == (20.0, 20, True)
+    assert [(bin_.seen, bin_.failed) for bin_ in pooled.bins] == [(120.0, 0.0), (-4.0, 8.0)]
+    assert mixture_of(pooled)["a"] > 0.8
+
+
+@given(st.lists(st.tuples(COUNTS, st.floats(0.1, 1e4)), min_size=1, max_size=5))
+def test_pooling_adds_counts_and_variances(rounds: list[tuple[list[tuple[float, float]], float]]) -> None:
+    width = min(len(counts) for counts, _ in rounds)
+    results = [
+        round_pb2.Aggregate(
+            bins=[
+                round_pb2.BinEstimate(bin_id=str(at), seen=seen, failed=failed)
+                for at, (seen, failed) in enumerate(counts[:width])
+            ],
+            noise_std=noise_std,
+        )
+        for counts, noise_std in rounds
+    ]
+    pooled = pool(results)
+    assert pooled.noise_std**2 == pytest.approx(sum(noise_std**2 for _, noise_std in rounds))
+    for at, bin_ in enumerate(pooled.bins):
+        assert bin_.seen == pytest.approx(math.fsum(counts[at][0] for counts, _ in rounds), abs=1e-6)
+        assert bin_.failed == pytest.approx(math.fsum(counts[at][1] for counts, _ in rounds), abs=1e-6)
+    assert math.fsum(mixture_of(pooled).values()) == pytest.approx(1.0)

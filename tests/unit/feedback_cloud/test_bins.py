@@ -11,9 +11,9 @@ from securesystemslib.signer import CryptoSigner, Signature
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.blobs.local import LocalBlobStore
-from ebbflow.cloud.feedback.plans import TEXT_CHARACTERS, TEXTS_PER_BIN, PlanSigner, Timing, make_plan, read_bins
+from ebbflow.cloud.feedback.plans import TEXT_CHARACTERS, PlanSigner, Timing, make_plan, read_bins
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy.plans import check_plan
+from ebbflow.common.privacy.plans import MAX_TEXTS_PER_BIN, check_plan
 
 NOW = dt.datetime(2026, 11, 3, tzinfo=dt.UTC)
 DAY = dt.timedelta(days=1)
@@ -34,15 +34,15 @@ def test_the_bin_split_describes_a_topic_and_train_stands_in(blobs: LocalBlobSto
 
 
 def test_a_bin_has_a_few_texts_only(blobs: LocalBlobStore) -> None:
-    sha256 = corpus(blobs, *[("files", f"text {i}", "bin") for i in range(TEXTS_PER_BIN + 8)])
+    sha256 = corpus(blobs, *[("files", f"text {i}", "bin") for i in range(MAX_TEXTS_PER_BIN + 8)])
     [bin_] = read_bins(blobs, sha256, ["files"])
-    assert len(bin_.texts) == TEXTS_PER_BIN
+    assert len(bin_.texts) == MAX_TEXTS_PER_BIN
 
 
 def test_a_bin_shows_all_sides_of_a_topic_in_a_sorted_corpus(blobs: LocalBlobStore) -> None:
     sides = [("banking", f"{side} {i}", "train") for side in ("loans", "cards", "rates") for i in range(100)]
     [bin_] = read_bins(blobs, corpus(blobs, *sides), ["banking"])
-    assert len(bin_.texts) == TEXTS_PER_BIN
+    assert len(bin_.texts) == MAX_TEXTS_PER_BIN
     assert min(sum(text.startswith(side) for text in bin_.texts) for side in ("loans", "cards", "rates")) >= 3
     [again] = read_bins(blobs, corpus(blobs, *reversed(sides)), ["banking"])
     assert again == bin_, "the order of the corpus plays no part"

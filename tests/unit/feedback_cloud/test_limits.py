@@ -5,12 +5,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
+from feedback_world import mixture_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback import limits
-from ebbflow.cloud.feedback.aggregate import aggregate, mixture
+from ebbflow.cloud.feedback.aggregate import aggregate
 from ebbflow.common.privacy.calibration import calibrate
 
 SIGMA = 2.388
@@ -96,10 +97,10 @@ def test_a_hostile_agent_counts_for_no_more_than_a_few_honest_ones(name: str, sh
     assert np.linalg.norm(moved) <= MOST_USERS + SIGMA * math.sqrt(2 * BINS) * 1.5
 
 
-def test_a_lone_giant_does_not_decide_the_mixture() -> None:
+def test_a_lone_giant_does_not_decide_the_mixture_of() -> None:
     reports = fleet(100)
     reports[0, 0] = 1000
-    bounded = mixture(aggregate(plan_of(), reports.astype(int).tolist()))
+    bounded = mixture_of(aggregate(plan_of(), reports.astype(int).tolist()))
     assert bounded["0"] < 0.12
 
 

@@ -65,7 +65,10 @@ def start(
     temperature: Annotated[float, typer.Option(min=0, help="Softmax temperature; 0 means 1.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of every random choice.")] = 0,
     base_release: Annotated[str, typer.Option(help='Release to begin from, such as "faq/1".')] = "",
-    round_: Annotated[str, typer.Option("--round", help="Round whose feedback gives the mixture.")] = "",
+    round_: Annotated[
+        str, typer.Option("--round", help="Round whose feedback, with its window's before it, gives the mixture.")
+    ] = "",
+    round_alone: Annotated[bool, typer.Option("--round-alone", help="Leave the rounds before it out.")] = False,
     mixture: Annotated[list[str] | None, typer.Option(help="topic=share; repeatable; overrides --round.")] = None,
     keep_bf16: Annotated[
         list[str] | None,
@@ -117,6 +120,7 @@ def _order(said: dict[str, Any]) -> Any:
         recipe=Recipe(**{**recipe, "keep_bf16": said["keep_bf16"] or []}),
         base_release=values.release_name(said["base_release"]) if said["base_release"] else "",
         round=values.full_name("rounds", said["round_"]) if said["round_"] else "",
+        round_alone=said["round_alone"],
         mixture=values.shares(said["mixture"] or []),
         population=said["population"],
         population_share=said["population_share"],

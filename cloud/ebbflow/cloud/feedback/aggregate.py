@@ -63,19 +63,41 @@ def estimate(plan: pb.RoundPlan, votes: Sequence[float], metrics: Sequence[float
     """
     noise_std = math.sqrt(batches * variance_of(plan.mechanism))
     seen, failed = votes[: len(plan.bins)], votes[len(plan.bins) :]
-    estimates = zip(plan.bins, seen, failed, weights(seen, failed, noise_std), strict=True)
+    result = _weighed([bin_.bin_id for bin_ in plan.bins], seen, failed, noise_std)
+    result.metrics.extend(metrics)
+    result.batches = batches
+    return result
+
+
+def pool(results: Sequence[round_pb2.Aggregate]) -> round_pb2.Aggregate:
+    """Adds up what rounds that asked the same say of its bins; their noise is independent, so its variances add up.
+
+    Args:
+        results: at least one, of rounds of votes with the same bins.
+
+    Returns:
+        Bins, noise_std, informative and batches; the metrics stay with their rounds.
+    """
+    bins = list(zip(*(result.bins for result in results), strict=True))
+    pooled = _weighed(
+        [each[0].bin_id for each in bins],
+        [math.fsum(estimate.seen for estimate in each) for each in bins],
+        [math.fsum(estimate.failed for estimate in each) for each in bins],
+        math.hypot(*(result.noise_std for result in results)),
+    )
+    pooled.batches = sum(result.batches for result in results)
+    return pooled
+
+
+def _weighed(
+    ids: Sequence[str], seen: Sequence[float], failed: Sequence[float], noise_std: float
+) -> round_pb2.Aggregate:
+    estimates = zip(ids, seen, failed, weights(seen, failed, noise_std), strict=True)
     return round_pb2.Aggregate(
         bins=[
-            round_pb2.BinEstimate(bin_id=bin_.bin_id, seen=taken, failed=missed, weight=share)
-            for bin_, taken, missed, share in estimates
+            round_pb2.BinEstimate(bin_id=bin_id, seen=taken, failed=missed, weight=share)
+            for bin_id, taken, missed, share in estimates
         ],
         noise_std=noise_std,
         informative=is_informative(seen, failed, noise_std),
-        metrics=metrics,
-        batches=batches,
     )
-
-
-def mixture(result: round_pb2.Aggregate) -> dict[str, float]:
-    """Returns the share of each topic that a closed round suggests for the next distillation."""
-    return {estimate.bin_id: estimate.weight for estimate in result.bins}

@@ -17,11 +17,10 @@ from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import adapters
 from ebbflow.common.privacy.calibration import calibrate
-from ebbflow.common.privacy.plans import MAX_BINS, MIN_NULL_BINS, check_plan
+from ebbflow.common.privacy.plans import MAX_BINS, MAX_TEXTS_PER_BIN, MIN_NULL_BINS, check_plan
 from ebbflow.common.privacy.vector import plan_sensitivity_squared
 from ebbflow.common.privacy.windows import window_name
 
-TEXTS_PER_BIN = 24
 TEXT_CHARACTERS = 240
 TEXTS = 1_500
 """Texts of a plan at most, which keeps it far below the limit of a message: bins share them when there are many."""
@@ -64,6 +63,11 @@ class PlanSigner:
         return pb.SignedPolicy(document=data, signature=bytes.fromhex(signature.signature), key_id=signature.keyid)
 
 
+def texts_per_bin(topics: int) -> int:
+    """Returns how many texts describe each topic at most: the more they are, the more votes land where they belong."""
+    return min(MAX_TEXTS_PER_BIN, max(1, TEXTS // topics))
+
+
 def read_bins(blobs: BlobStore, corpus_sha256: str, topics: Sequence[str]) -> list[pb.Bin]:
     """Makes one bin of each topic, with public texts of the corpus: its "bin" split, else its "train".
 
@@ -79,7 +83,7 @@ def read_bins(blobs: BlobStore, corpus_sha256: str, topics: Sequence[str]) -> li
     if not 1 <= len(topics) <= MAX_BINS:
         message = f"a round needs 1 to {MAX_BINS} topics, and the student's corpus has {len(topics)}"
         raise EbbflowError(Reason.STATE_CONFLICT, message)
-    most = min(TEXTS_PER_BIN, max(1, TEXTS // len(topics)))
+    most = texts_per_bin(len(topics))
     proper, spare = ({topic: _Shelf(most) for topic in topics} for _ in range(2))
     shelves = {"bin": proper, "train": spare}
     for text in corpus.stream(blobs, corpus_sha256):

@@ -13,7 +13,7 @@ from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.feedback import cohort, policies
 from ebbflow.cloud.feedback.adapters import aggregate_updates
-from ebbflow.cloud.feedback.aggregate import aggregate
+from ebbflow.cloud.feedback.aggregate import aggregate, pool
 from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, DEFAULT_NEAR_MICRO, PlanSigner, Timing, make_plan
 from ebbflow.cloud.feedback.suspects import under_noised
 from ebbflow.cloud.registry import changes
@@ -47,6 +47,31 @@ def plan_of(round_: Round) -> pb.RoundPlan:
 def aggregate_of(round_: Round) -> round_pb2.Aggregate:
     """Returns what came of a round; empty until it is closed."""
     return json_format.ParseDict(round_.aggregate, round_pb2.Aggregate(), ignore_unknown_fields=True)
+
+
+def of_window(session: Session, round_: Round) -> round_pb2.Aggregate:
+    """Returns what a closed round of votes says, added up with the closed rounds of its window that asked the same.
+
+    Those are of the same student, about the same bins, and were opened before it. The window's epsilon is spent on all
+    of them, and adding up what they said costs no more of it.
+
+    Args:
+        session: a transaction.
+        round_: closed, and none of adapter updates.
+    """
+    query = (
+        sa.select(Round)
+        .where(Round.student_id == round_.student_id, Round.state == RoundState.CLOSED, Round.window == round_.window)
+        .where(Round.create_time <= round_.create_time, Round.id != round_.id)
+        .order_by(Round.create_time, Round.id)
+    )
+    asked = _question(plan_of(round_))
+    alike = [row for row in session.scalars(query) if _question(plan_of(row)) == asked]
+    return pool([aggregate_of(row) for row in (*alike, round_)]) if alike else aggregate_of(round_)
+
+
+def _question(plan: pb.RoundPlan) -> tuple[list[pb.Bin], int]:
+    return list(plan.bins), plan.measure
 
 
 def find(session: Session, round_id: str) -> Round:

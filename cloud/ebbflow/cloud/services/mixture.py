@@ -36,21 +36,28 @@ def explicit(wanted: Mapping[str, float], topics: Sequence[str]) -> Resolved:
     return Resolved(_normalised(wanted))
 
 
-def of_round(session: Session, row: Round, student_id: str) -> Resolved:
-    """Takes the weights that a closed round gives the bins. A round that tells nothing but noise gives none.
+def of_round(session: Session, row: Round, student_id: str, *, alone: bool = False) -> Resolved:
+    """Takes the weights that a closed round gives the bins, together with the rounds of its window before it.
 
-    A round on a population's prompts gives each topic the weight of its prompts together.
+    What tells nothing but noise gives none. A round on a population's prompts gives each topic the weight of its
+    prompts together.
+
+    Args:
+        session: a transaction.
+        row: the round.
+        student_id: whose it should be.
+        alone: leaves the rounds before it out.
 
     Raises:
         EbbflowError: INVALID_REQUEST if it is another student's round, STATE_CONFLICT while it is open.
     """
     rounds.check_closed(row, student_id, "distillation.round")
-    aggregate = rounds.aggregate_of(row)
-    if aggregate.HasField("adapter"):
+    if rounds.aggregate_of(row).HasField("adapter"):
         message = (
             f"{names.make('rounds', row.id)} collected adapter updates, which give no mixture: name it as adapter_round"
         )
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
+    aggregate = rounds.aggregate_of(row) if alone else rounds.of_window(session, row)
     if not aggregate.informative:
         return Resolved()
     policy = rounds.plan_of(row).policy

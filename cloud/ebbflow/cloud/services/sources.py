@@ -111,8 +111,11 @@ def resolve(session: Session, wanted: pb.Distillation, student: Student) -> Sour
 def _mixture(session: Session, wanted: pb.Distillation, student: Student) -> mixture.Resolved:
     if wanted.mixture:
         return mixture.explicit(dict(wanted.mixture), student.topics)
+    if wanted.round_alone and not wanted.round:
+        raise _wrong("round_alone needs a round", "distillation.round")
     if wanted.round:
-        return mixture.of_round(session, rounds.find(session, names.parse(wanted.round, "rounds")), student.id)
+        round_ = rounds.find(session, names.parse(wanted.round, "rounds"))
+        return mixture.of_round(session, round_, student.id, alone=wanted.round_alone)
     return mixture.Resolved()
 
 

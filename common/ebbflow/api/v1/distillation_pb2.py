@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ebbflow/api/v1/distillation.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x06\n\x0c\x44istillation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".ebbflow.api.v1.Distillation.State\x12&\n\x06recipe\x18\x04 \x01(\x0b\x32\x16.ebbflow.api.v1.Recipe\x12\x14\n\x0c\x62\x61se_release\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\t\x12:\n\x07mixture\x18\x07 \x03(\x0b\x32).ebbflow.api.v1.Distillation.MixtureEntry\x12\x0c\n\x04step\x18\x08 \x01(\r\x12\x0c\n\x04loss\x18\t \x01(\x01\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x12,\n\x08\x65ta_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\r\x12\x0f\n\x07release\x18\r \x01(\t\x12\r\n\x05\x65rror\x18\x0e \x01(\t\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npopulation\x18\x11 \x01(\r\x12\x18\n\x10population_share\x18\x12 \x01(\x01\x12\x15\n\radapter_round\x18\x13 \x01(\t\x12\x1d\n\x15private_corpus_sha256\x18\x14 \x01(\x0c\x12\x39\n\x10private_training\x18\x15 \x01(\x0b\x32\x1f.ebbflow.api.v1.PrivateTraining\x1a.\n\x0cMixtureEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\"\xd9\x01\n\x06Recipe\x12\r\n\x05steps\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x17\n\x0fsequence_length\x18\x03 \x01(\r\x12\x1d\n\x15gradient_accumulation\x18\x04 \x01(\r\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x14\n\x0cwarmup_steps\x18\x06 \x01(\r\x12\x11\n\tkl_weight\x18\x07 \x01(\x01\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x11\n\tkeep_bf16\x18\n \x03(\t\"\xfe\x01\n\x0fPrivateTraining\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\x13\n\x0b\x63orpus_size\x18\x05 \x01(\r\x12\x11\n\tclip_norm\x18\x06 \x01(\x01\x12\x15\n\rlearning_rate\x18\x07 \x01(\x01\x12\x17\n\x0fsequence_length\x18\x08 \x01(\r\x12\x0c\n\x04rank\x18\t \x01(\r\x12\x18\n\x10noise_multiplier\x18\n \x01(\x01\x12\x13\n\x0bpld_epsilon\x18\x0b \x01(\x01\x12\x13\n\x0bprv_epsilon\x18\x0c \x01(\x01\"c\n\x19\x43reateDistillationRequest\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"P\n\x1a\x43reateDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\"&\n\x16GetDistillationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17GetDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\"R\n\x18ListDistillationsRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x19ListDistillationsResponse\x12\x33\n\rdistillations\x18\x01 \x03(\x0b\x32\x1c.ebbflow.api.v1.Distillation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18WatchDistillationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x19WatchDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\")\n\x19\x43\x61ncelDistillationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x1a\x43\x61ncelDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation2\xa9\x04\n\x13\x44istillationService\x12k\n\x12\x43reateDistillation\x12).ebbflow.api.v1.CreateDistillationRequest\x1a*.ebbflow.api.v1.CreateDistillationResponse\x12\x62\n\x0fGetDistillation\x12&.ebbflow.api.v1.GetDistillationRequest\x1a\'.ebbflow.api.v1.GetDistillationResponse\x12h\n\x11ListDistillations\x12(.ebbflow.api.v1.ListDistillationsRequest\x1a).ebbflow.api.v1.ListDistillationsResponse\x12j\n\x11WatchDistillation\x12(.ebbflow.api.v1.WatchDistillationRequest\x1a).ebbflow.api.v1.WatchDistillationResponse0\x01\x12k\n\x12\x43\x61ncelDistillation\x12).ebbflow.api.v1.CancelDistillationRequest\x1a*.ebbflow.api.v1.CancelDistillationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!ebbflow/api/v1/distillation.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc6\x06\n\x0c\x44istillation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\".ebbflow.api.v1.Distillation.State\x12&\n\x06recipe\x18\x04 \x01(\x0b\x32\x16.ebbflow.api.v1.Recipe\x12\x14\n\x0c\x62\x61se_release\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\t\x12:\n\x07mixture\x18\x07 \x03(\x0b\x32).ebbflow.api.v1.Distillation.MixtureEntry\x12\x0c\n\x04step\x18\x08 \x01(\r\x12\x0c\n\x04loss\x18\t \x01(\x01\x12\x19\n\x11tokens_per_second\x18\n \x01(\x01\x12,\n\x08\x65ta_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x61ttempt\x18\x0c \x01(\r\x12\x0f\n\x07release\x18\r \x01(\t\x12\r\n\x05\x65rror\x18\x0e \x01(\t\x12/\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npopulation\x18\x11 \x01(\r\x12\x18\n\x10population_share\x18\x12 \x01(\x01\x12\x15\n\radapter_round\x18\x13 \x01(\t\x12\x1d\n\x15private_corpus_sha256\x18\x14 \x01(\x0c\x12\x39\n\x10private_training\x18\x15 \x01(\x0b\x32\x1f.ebbflow.api.v1.PrivateTraining\x12\x13\n\x0bround_alone\x18\x16 \x01(\x08\x1a.\n\x0cMixtureEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x13\n\x0fSTATE_CANCELLED\x10\x05\"\xd9\x01\n\x06Recipe\x12\r\n\x05steps\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x17\n\x0fsequence_length\x18\x03 \x01(\r\x12\x1d\n\x15gradient_accumulation\x18\x04 \x01(\r\x12\x15\n\rlearning_rate\x18\x05 \x01(\x01\x12\x14\n\x0cwarmup_steps\x18\x06 \x01(\r\x12\x11\n\tkl_weight\x18\x07 \x01(\x01\x12\x13\n\x0btemperature\x18\x08 \x01(\x01\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x11\n\tkeep_bf16\x18\n \x03(\t\"\xfe\x01\n\x0fPrivateTraining\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\x13\n\x0b\x63orpus_size\x18\x05 \x01(\r\x12\x11\n\tclip_norm\x18\x06 \x01(\x01\x12\x15\n\rlearning_rate\x18\x07 \x01(\x01\x12\x17\n\x0fsequence_length\x18\x08 \x01(\r\x12\x0c\n\x04rank\x18\t \x01(\r\x12\x18\n\x10noise_multiplier\x18\n \x01(\x01\x12\x13\n\x0bpld_epsilon\x18\x0b \x01(\x01\x12\x13\n\x0bprv_epsilon\x18\x0c \x01(\x01\"c\n\x19\x43reateDistillationRequest\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"P\n\x1a\x43reateDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\"&\n\x16GetDistillationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x17GetDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\"R\n\x18ListDistillationsRequest\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x19ListDistillationsResponse\x12\x33\n\rdistillations\x18\x01 \x03(\x0b\x32\x1c.ebbflow.api.v1.Distillation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"(\n\x18WatchDistillationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x19WatchDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation\")\n\x19\x43\x61ncelDistillationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"P\n\x1a\x43\x61ncelDistillationResponse\x12\x32\n\x0c\x64istillation\x18\x01 \x01(\x0b\x32\x1c.ebbflow.api.v1.Distillation2\xa9\x04\n\x13\x44istillationService\x12k\n\x12\x43reateDistillation\x12).ebbflow.api.v1.CreateDistillationRequest\x1a*.ebbflow.api.v1.CreateDistillationResponse\x12\x62\n\x0fGetDistillation\x12&.ebbflow.api.v1.GetDistillationRequest\x1a\'.ebbflow.api.v1.GetDistillationResponse\x12h\n\x11ListDistillations\x12(.ebbflow.api.v1.ListDistillationsRequest\x1a).ebbflow.api.v1.ListDistillationsResponse\x12j\n\x11WatchDistillation\x12(.ebbflow.api.v1.WatchDistillationRequest\x1a).ebbflow.api.v1.WatchDistillationResponse0\x01\x12k\n\x12\x43\x61ncelDistillation\x12).ebbflow.api.v1.CancelDistillationRequest\x1a*.ebbflow.api.v1.CancelDistillationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,35 +35,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DISTILLATION_MIXTUREENTRY']._loaded_options = None
   _globals['_DISTILLATION_MIXTUREENTRY']._serialized_options = b'8\001'
   _globals['_DISTILLATION']._serialized_start=87
-  _globals['_DISTILLATION']._serialized_end=904
-  _globals['_DISTILLATION_MIXTUREENTRY']._serialized_start=729
-  _globals['_DISTILLATION_MIXTUREENTRY']._serialized_end=775
-  _globals['_DISTILLATION_STATE']._serialized_start=777
-  _globals['_DISTILLATION_STATE']._serialized_end=904
-  _globals['_RECIPE']._serialized_start=907
-  _globals['_RECIPE']._serialized_end=1124
-  _globals['_PRIVATETRAINING']._serialized_start=1127
-  _globals['_PRIVATETRAINING']._serialized_end=1381
-  _globals['_CREATEDISTILLATIONREQUEST']._serialized_start=1383
-  _globals['_CREATEDISTILLATIONREQUEST']._serialized_end=1482
-  _globals['_CREATEDISTILLATIONRESPONSE']._serialized_start=1484
-  _globals['_CREATEDISTILLATIONRESPONSE']._serialized_end=1564
-  _globals['_GETDISTILLATIONREQUEST']._serialized_start=1566
-  _globals['_GETDISTILLATIONREQUEST']._serialized_end=1604
-  _globals['_GETDISTILLATIONRESPONSE']._serialized_start=1606
-  _globals['_GETDISTILLATIONRESPONSE']._serialized_end=1683
-  _globals['_LISTDISTILLATIONSREQUEST']._serialized_start=1685
-  _globals['_LISTDISTILLATIONSREQUEST']._serialized_end=1767
-  _globals['_LISTDISTILLATIONSRESPONSE']._serialized_start=1769
-  _globals['_LISTDISTILLATIONSRESPONSE']._serialized_end=1874
-  _globals['_WATCHDISTILLATIONREQUEST']._serialized_start=1876
-  _globals['_WATCHDISTILLATIONREQUEST']._serialized_end=1916
-  _globals['_WATCHDISTILLATIONRESPONSE']._serialized_start=1918
-  _globals['_WATCHDISTILLATIONRESPONSE']._serialized_end=1997
-  _globals['_CANCELDISTILLATIONREQUEST']._serialized_start=1999
-  _globals['_CANCELDISTILLATIONREQUEST']._serialized_end=2040
-  _globals['_CANCELDISTILLATIONRESPONSE']._serialized_start=2042
-  _globals['_CANCELDISTILLATIONRESPONSE']._serialized_end=2122
-  _globals['_DISTILLATIONSERVICE']._serialized_start=2125
-  _globals['_DISTILLATIONSERVICE']._serialized_end=2678
+  _globals['_DISTILLATION']._serialized_end=925
+  _globals['_DISTILLATION_MIXTUREENTRY']._serialized_start=750
+  _globals['_DISTILLATION_MIXTUREENTRY']._serialized_end=796
+  _globals['_DISTILLATION_STATE']._serialized_start=798
+  _globals['_DISTILLATION_STATE']._serialized_end=925
+  _globals['_RECIPE']._serialized_start=928
+  _globals['_RECIPE']._serialized_end=1145
+  _globals['_PRIVATETRAINING']._serialized_start=1148
+  _globals['_PRIVATETRAINING']._serialized_end=1402
+  _globals['_CREATEDISTILLATIONREQUEST']._serialized_start=1404
+  _globals['_CREATEDISTILLATIONREQUEST']._serialized_end=1503
+  _globals['_CREATEDISTILLATIONRESPONSE']._serialized_start=1505
+  _globals['_CREATEDISTILLATIONRESPONSE']._serialized_end=1585
+  _globals['_GETDISTILLATIONREQUEST']._serialized_start=1587
+  _globals['_GETDISTILLATIONREQUEST']._serialized_end=1625
+  _globals['_GETDISTILLATIONRESPONSE']._serialized_start=1627
+  _globals['_GETDISTILLATIONRESPONSE']._serialized_end=1704
+  _globals['_LISTDISTILLATIONSREQUEST']._serialized_start=1706
+  _globals['_LISTDISTILLATIONSREQUEST']._serialized_end=1788
+  _globals['_LISTDISTILLATIONSRESPONSE']._serialized_start=1790
+  _globals['_LISTDISTILLATIONSRESPONSE']._serialized_end=1895
+  _globals['_WATCHDISTILLATIONREQUEST']._serialized_start=1897
+  _globals['_WATCHDISTILLATIONREQUEST']._serialized_end=1937
+  _globals['_WATCHDISTILLATIONRESPONSE']._serialized_start=1939
+  _globals['_WATCHDISTILLATIONRESPONSE']._serialized_end=2018
+  _globals['_CANCELDISTILLATIONREQUEST']._serialized_start=2020
+  _globals['_CANCELDISTILLATIONREQUEST']._serialized_end=2061
+  _globals['_CANCELDISTILLATIONRESPONSE']._serialized_start=2063
+  _globals['_CANCELDISTILLATIONRESPONSE']._serialized_end=2143
+  _globals['_DISTILLATIONSERVICE']._serialized_start=2146
+  _globals['_DISTILLATIONSERVICE']._serialized_end=2699
 # @@protoc_insertion_point(module_scope)

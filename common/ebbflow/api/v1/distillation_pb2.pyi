@@ -102,6 +102,7 @@ class Distillation(_message.Message):
     ADAPTER_ROUND_FIELD_NUMBER: _builtins.int
     PRIVATE_CORPUS_SHA256_FIELD_NUMBER: _builtins.int
     PRIVATE_TRAINING_FIELD_NUMBER: _builtins.int
+    ROUND_ALONE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, such as "distillations/6f0a"."""
     student: _builtins.str
@@ -111,8 +112,8 @@ class Distillation(_message.Message):
     base_release: _builtins.str
     """Release to begin from, such as "students/faq/releases/1". Empty begins at the student's initial weights."""
     round: _builtins.str
-    """Round whose aggregate gives the mixture, such as "rounds/5c1e". Empty leaves `mixture` or, without one, the corpus'
-    own proportions.
+    """Round whose aggregate gives the mixture, such as "rounds/5c1e", added up with the closed rounds of its window that were
+    opened before it and asked about the same bins. Empty leaves `mixture` or, without one, the corpus' own proportions.
     """
     step: _builtins.int
     """Steps done. Output only."""
@@ -136,6 +137,8 @@ class Distillation(_message.Message):
     """SHA-256 of a blob of private texts, lines of JSON as in a corpus, that the student is trained on last, by DP-SGD.
     Input only: answers do not repeat it, because it would confirm a guess of the texts.
     """
+    round_alone: _builtins.bool
+    """Takes what `round` says alone, and no round before it: where demand or the student has changed since. Input only."""
     @_builtins.property
     def recipe(self) -> Global___Recipe:
         """How to train."""
@@ -184,10 +187,11 @@ class Distillation(_message.Message):
         adapter_round: _builtins.str = ...,
         private_corpus_sha256: _builtins.bytes = ...,
         private_training: Global___PrivateTraining | None = ...,
+        round_alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "eta_time", b"eta_time", "private_training", b"private_training", "recipe", b"recipe", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_round", b"adapter_round", "attempt", b"attempt", "base_release", b"base_release", "create_time", b"create_time", "error", b"error", "eta_time", b"eta_time", "loss", b"loss", "mixture", b"mixture", "name", b"name", "population", b"population", "population_share", b"population_share", "private_corpus_sha256", b"private_corpus_sha256", "private_training", b"private_training", "recipe", b"recipe", "release", b"release", "round", b"round", "state", b"state", "step", b"step", "student", b"student", "tokens_per_second", b"tokens_per_second", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_round", b"adapter_round", "attempt", b"attempt", "base_release", b"base_release", "create_time", b"create_time", "error", b"error", "eta_time", b"eta_time", "loss", b"loss", "mixture", b"mixture", "name", b"name", "population", b"population", "population_share", b"population_share", "private_corpus_sha256", b"private_corpus_sha256", "private_training", b"private_training", "recipe", b"recipe", "release", b"release", "round", b"round", "round_alone", b"round_alone", "state", b"state", "step", b"step", "student", b"student", "tokens_per_second", b"tokens_per_second", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,8 @@ class Identity:
     """Since when this device has been who it is.
 
     What its users spent under an earlier identity is unknown to the cloud's mirror of this one, and the device's own
-    account may be gone. So a new identity stays silent for a window and a day, unless the operator says that the device is new.
+    account may be gone. So a new identity stays silent for a window and a day, unless the operator says that the device
+    is new.
     """
 
     enrol_time: dt.datetime = _BEGINNING
