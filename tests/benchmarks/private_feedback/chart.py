@@ -1,4 +1,7 @@
-"""The chart of the documentation, as SVG: share of the gain by size of the fleet, one line for each epsilon."""
+"""The chart of the documentation, as SVG: share of the gain by size of the fleet, one colour for each epsilon.
+
+A line is a whole window, a dashed one a round of it.
+"""
 
 from collections.abc import Iterable, Sequence
 from math import log10
@@ -8,6 +11,7 @@ PANEL_WIDTH, HEIGHT = 330, 250
 LEFT, TOP, BOTTOM, GAP = 52, 40, 46, 40
 COLOURS = ("#9ecae1", "#6baed6", "#3182bd", "#08519c")
 LEAST = -0.25
+_DASHES = ' stroke-dasharray="4 3"'
 _TEXT = 'font-family="sans-serif" font-size="11" fill="#444"'
 
 
@@ -47,17 +51,23 @@ def _panel(name: str, rows: Sequence[dict[str, Any]], left: float) -> Iterable[s
     yield f'<text x="{middle}" y="{TOP + HEIGHT + 36}" text-anchor="middle" {_TEXT}>agents of 20 users</text>'
     epsilons = sorted({row["epsilon"] for row in rows})
     for colour, epsilon in zip(COLOURS, epsilons, strict=False):
-        points = [(x(row["agents"]), y(row["gain_share"])) for row in rows if _drawn(row, epsilon)]
-        yield f'<polyline points="{_path(points)}" fill="none" stroke="{colour}" stroke-width="2"/>'
-        yield from (f'<circle cx="{at:.1f}" cy="{up:.1f}" r="3" fill="{colour}"/>' for at, up in points)
+        for rounds in sorted({row["rounds"] for row in rows}):
+            points = [(x(row["agents"]), y(row["gain_share"])) for row in rows if _drawn(row, epsilon, rounds)]
+            dashes = _DASHES if rounds == 1 else ""
+            yield f'<polyline points="{_path(points)}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
+            yield from (f'<circle cx="{at:.1f}" cy="{up:.1f}" r="3" fill="{colour}"/>' for at, up in points)
     for number, (colour, epsilon) in enumerate(zip(COLOURS, epsilons, strict=False)):
         at, up = left + PANEL_WIDTH - 78, y(0.0) - 58 + 16 * number
         yield f'<path d="M{at} {up - 4:.1f}h18" stroke="{colour}" stroke-width="3"/>'
         yield f'<text x="{at + 24}" y="{up:.1f}" {_TEXT}>ε = {epsilon:g}</text>'
+    at, up = left + PANEL_WIDTH - 200, y(0.0) - 26
+    for number, (words, dashes) in enumerate((("a whole window", ""), ("one of its rounds", _DASHES))):
+        yield f'<path d="M{at} {up - 4 + 16 * number:.1f}h18" stroke="#666" stroke-width="2"{dashes}/>'
+        yield f'<text x="{at + 24}" y="{up + 16 * number:.1f}" {_TEXT}>{words}</text>'
 
 
-def _drawn(row: dict[str, Any], epsilon: float) -> bool:
-    return row["epsilon"] == epsilon and row["gain_share"] is not None
+def _drawn(row: dict[str, Any], epsilon: float, rounds: int) -> bool:
+    return row["epsilon"] == epsilon and row["rounds"] == rounds and row["gain_share"] is not None
 
 
 def _path(points: Iterable[tuple[float, float]]) -> str:

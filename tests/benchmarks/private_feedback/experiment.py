@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 from private_feedback import updates
-from private_feedback.fleet import Fleet
+from private_feedback.fleet import ROUNDS, Fleet
 from private_feedback.requests import Request, Requests
 from private_feedback.rounds import Mixture, Outcome, Topics
 from private_feedback.students import Nats, School, Steps
@@ -26,20 +26,23 @@ class Arm:
 
     Attributes:
         agents: of the fleet, each with its users.
-        epsilon: of a window of four rounds, of which this is one; infinity is no noise; 0 is no feedback; -1 is the
-            truth that no vote can beat.
+        epsilon: of a window of four rounds; infinity is no noise; 0 is no feedback; -1 is the truth that no vote can
+            beat.
         seed: of users, and of the order of documents.
+        rounds: how many of the window's have been closed.
     """
 
     agents: int
     epsilon: float
     seed: int
+    rounds: int = 1
 
     @classmethod
     def all(cls, fleets: Sequence[int], epsilons: Sequence[float], seeds: int) -> list["Arm"]:
         """Every combination."""
-        kinds = (0.0, *epsilons, float("inf"), -1.0)
-        return [cls(agents, kind, seed) for agents in fleets for kind in kinds for seed in range(seeds)]
+        alone = (0.0, *epsilons, float("inf"), -1.0)
+        kinds = [(kind, 1) for kind in alone] + [(kind, ROUNDS) for kind in (*epsilons, float("inf"))]
+        return [cls(agents, kind, seed, rounds) for agents in fleets for kind, rounds in kinds for seed in range(seeds)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Experiment:
         fleets = {
             (arm.agents, arm.seed): Fleet.draw(self.requests, arm.agents, arm.seed) for arm in arms if arm.epsilon == 0
         }
-        outcomes = {arm: _play(topics, fleets[arm.agents, arm.seed], arm.epsilon) for arm in arms}
+        outcomes = {arm: _play(topics, fleets[arm.agents, arm.seed], arm) for arm in arms}
         labels = [topic_of(request) for request in self.requests.public]
         lessons = {
             (arm.seed, tuple(outcomes[arm].mixture.items())) for arm in arms
@@ -127,13 +130,14 @@ class Experiment:
         )
 
 
-def _play(topics: Topics, fleet: Fleet, epsilon: float) -> Outcome:
-    if epsilon == 0:
-        names = [bin_.bin_id for bin_ in topics.bins]
-        return Outcome(dict.fromkeys(names, 1 / len(names)), informative=False)
-    if epsilon < 0:
+def _play(topics: Topics, fleet: Fleet, arm: Arm) -> Outcome:
+    if arm.epsilon == 0:
+        return topics.even()
+    if arm.epsilon < 0:
         return topics.oracle(fleet)
-    return topics.unprotected(fleet) if epsilon == float("inf") else topics.private(fleet, epsilon)
+    if arm.epsilon == float("inf"):
+        return topics.unprotected(fleet, arm.rounds)
+    return topics.private(fleet, arm.epsilon, arm.rounds)
 
 
 _school: School

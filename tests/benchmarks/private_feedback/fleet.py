@@ -9,6 +9,8 @@ from private_feedback.requests import Requests
 
 USERS = 20
 """Of each agent."""
+ROUNDS = 4
+"""That share a window's budget."""
 
 
 def zipf(rng: np.random.Generator, count: int, exponent: float = 1.0) -> npt.NDArray[np.float64]:
@@ -23,12 +25,13 @@ class Fleet:
 
     Attributes:
         demand_I: share of each intent in what its users ask, in the order of `Requests.intents`.
-        votes: for each agent, the request that each of its users votes with, by place in `Requests.asked`.
+        votes: for each round of a window and each agent, the request that each of the agent's users votes with, by
+            place in `Requests.asked`.
         typed: for each user, more requests.
     """
 
     demand_I: npt.NDArray[np.float64]
-    votes: list[list[int]]
+    votes: list[list[list[int]]]
     typed: list[list[int]]
 
     @classmethod
@@ -52,9 +55,12 @@ class Fleet:
             row[[intents.index(intent) for intent in members]] = zipf(taste, len(members))
         domain_of_user = rng.choice(len(domains), agents * USERS, p=popular)
         demand_I = np.bincount(domain_of_user, minlength=len(domains)) @ within / len(domain_of_user)
-        votes = _choose(requests, within, domain_of_user, rng)
+        first = _choose(requests, within, domain_of_user, rng)
         texts = [_choose(requests, within, domain_of_user, rng) for _ in range(typed)]
-        by_agent = [votes[begin : begin + USERS] for begin in range(0, len(votes), USERS)]
+        later = [_choose(requests, within, domain_of_user, rng) for _ in range(ROUNDS - 1)]
+        by_agent = [
+            [votes[begin : begin + USERS] for begin in range(0, len(votes), USERS)] for votes in (first, *later)
+        ]
         return cls(demand_I, by_agent, [list(each) for each in zip(*texts, strict=True)])
 
 

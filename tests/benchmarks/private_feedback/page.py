@@ -29,23 +29,27 @@ def render(figures: dict[str, Any]) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    private = sorted({row["epsilon"] for row in rows if row["feedback"] == "private"})
-    heads = [
-        "agents",
-        *(f"gain at ε = {epsilon:g}" for epsilon in private),
-        "nats: no feedback",
-        "unprotected",
-        "truth",
-    ]
-    heads += ["distance: no feedback", *(f"ε = {epsilon:g}" for epsilon in private), "unprotected"]
-    lines = [_line(heads), _line(["---:"] * len(heads))]
+    kinds = sorted({(row["rounds"], row["epsilon"]) for row in rows if row["feedback"] == "private"})
+    rounds = sorted({number for number, _ in kinds})
+    named = [f"{_rounds(number)}, ε = {epsilon:g}" for number, epsilon in kinds]
+    gains = [["agents", *named, "nats: no feedback", "unprotected", "truth"]]
+    distances = [["distance: agents", "no feedback", *named, *(f"unprotected, {_rounds(number)}" for number in rounds)]]
     for agents in sorted({row["agents"] for row in rows}):
-        mine = {row["epsilon"] or row["feedback"]: row for row in rows if row["agents"] == agents}
-        cells = [f"{agents:,}", *(_share(mine[epsilon]["gain_share"]) for epsilon in private)]
-        cells += [f"{mine[kind]['nats_per_token']:.3f}" for kind in ("none", "unprotected", "truth")]
-        cells += [f"{mine[kind]['error']:.2f}" for kind in ("none", *private, "unprotected")]
-        lines.append(_line(cells))
-    return "\n".join(lines)
+        mine = {(row["rounds"], row["epsilon"] or row["feedback"]): row for row in rows if row["agents"] == agents}
+        nats = [f"{mine[1, kind]['nats_per_token']:.3f}" for kind in ("none", "unprotected", "truth")]
+        gains.append([f"{agents:,}", *(_share(mine[kind]["gain_share"]) for kind in kinds), *nats])
+        order = [(1, "none"), *kinds, *((number, "unprotected") for number in rounds)]
+        distances.append([f"{agents:,}", *(f"{mine[kind]['error']:.2f}" for kind in order)])
+    return _lines(gains) + "\n\n" + _lines(distances)
+
+
+def _rounds(number: int) -> str:
+    return "a round" if number == 1 else "the window"
+
+
+def _lines(cells: Sequence[Sequence[str]]) -> str:
+    head, *body = cells
+    return "\n".join(_line(line) for line in (head, ["---:"] * len(head), *body))
 
 
 def _share(share: float | None) -> str:

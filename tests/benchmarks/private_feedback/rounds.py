@@ -1,4 +1,4 @@
-"""One round of bin reports by the code that ships: votes, noise, sums, and the mixture that follows."""
+"""Rounds of bin reports by the code that ships: votes, noise, sums, and the mixture that follows."""
 
 import datetime as dt
 import json
@@ -15,7 +15,7 @@ from securesystemslib.signer import CryptoSigner
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.blobs.local import LocalBlobStore
-from ebbflow.cloud.feedback.aggregate import aggregate, mixture
+from ebbflow.cloud.feedback.aggregate import aggregate, pool
 from ebbflow.cloud.feedback.plans import PlanSigner, Timing, make_plan, read_bins
 from ebbflow.common.privacy.calibration import complete_policy
 from ebbflow.common.privacy.lexical import Lexicon
@@ -52,7 +52,7 @@ def plan_of(bins: Sequence[pb.Bin], epsilon: float) -> pb.RoundPlan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the cloud makes of a round."""
+    """What the cloud makes of rounds."""
 
     mixture: Mixture
     informative: bool = True
@@ -100,17 +100,28 @@ class Topics:
         sorted_ = ((self.voted[request], self.failed[request]) for request in votes)
         return [Contribution(bin_, failed) for bin_, failed in sorted_ if bin_ is not None]
 
-    def private(self, fleet: Fleet, epsilon: float) -> Outcome:
-        """The round with noise on every agent."""
+    def private(self, fleet: Fleet, epsilon: float, rounds: int) -> Outcome:
+        """So many rounds of a window with noise on every agent; where they tell noise alone they are not used."""
         plan = plan_of(self.bins, epsilon)
-        reports = [privatise(plan, self.contributions(votes)) for votes in fleet.votes]
-        found = aggregate(plan, reports)
-        return Outcome(mixture(found), found.informative)
+        found = pool(
+            [
+                aggregate(plan, (privatise(plan, self.contributions(votes)) for votes in agents))
+                for agents in fleet.votes[:rounds]
+            ]
+        )
+        if not found.informative:
+            return self.even()
+        return Outcome({bin_.bin_id: bin_.weight for bin_ in found.bins})
 
-    def unprotected(self, fleet: Fleet) -> Outcome:
+    def even(self) -> Outcome:
+        """What is known without feedback."""
+        return Outcome({bin_.bin_id: 1 / len(self.bins) for bin_ in self.bins}, informative=False)
+
+    def unprotected(self, fleet: Fleet, rounds: int) -> Outcome:
         """The same votes without noise."""
         layout = layout_of(plan_of(self.bins, 1.0))
-        sums = add_up(layout, (), [one for votes in fleet.votes for one in self.contributions(votes)])
+        users = [votes for agents in fleet.votes[:rounds] for votes in agents]
+        sums = add_up(layout, (), [one for votes in users for one in self.contributions(votes)])
         found = weights(*shrink(layout.seen(sums), layout.failed(sums), 0.0))
         return Outcome(dict(zip([bin_.bin_id for bin_ in self.bins], found, strict=True)))
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
-from ebbflow.cloud.feedback.aggregate import aggregate, is_informative, pool
+from ebbflow.cloud.feedback.aggregate import aggregate, pool
 from ebbflow.common.privacy.calibration import calibrate, variance_of
 from ebbflow.common.privacy.gaussian import DiscreteGaussian
+from ebbflow.common.privacy.significance import is_informative
 from ebbflow.common.privacy.weights import weights
 
 COUNTS = st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=20)

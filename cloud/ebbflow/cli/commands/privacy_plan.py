@@ -27,7 +27,7 @@ def plan(
     skew: Annotated[float, typer.Option(help="The topic of rank r is asked for r to the power of -skew times.")] = 0.8,
     output: Output = Format.TABLE,
 ) -> None:
-    """Says what one round of feedback will tell, and what the next student gains from it. Asks nobody."""
+    """Says what a round of feedback will tell, and what the next student gains from it. Asks nobody."""
     from ebbflow.common.privacy.forecast import Question, forecast
 
     question = Question(agents=agents, users=users, epsilon=epsilon, bins=bins, rounds=rounds, delta=delta, skew=skew)
@@ -50,6 +50,9 @@ def _lines(question: "Question", found: "Forecast") -> list[str]:
         f" ({found.error_without_noise:.2f} without noise, {found.error_without_feedback:.2f} without feedback)",
         "gain of the next student": f"{max(0.0, found.gain_share):.0%} of what unprotected feedback brings",
     }
+    if question.rounds > 1:
+        together = f"{max(0.0, found.window_gain_share):.0%}, {question.rounds} rounds of a window together"
+        facts["gain at the window's end"] = together
     width = max(map(len, facts))
     return [f"{name:<{width}}  {fact}" for name, fact in facts.items()] + ["", verdict(question, found)]
 
@@ -58,6 +61,8 @@ def verdict(question: "Question", found: "Forecast") -> str:
     """What to make of a forecast, in one sentence."""
     if found.gain_share >= 0.8:  # noqa: PLR2004 - said in the documentation
         return "A round is worth its budget."
+    if found.window_gain_share >= 0.8:  # noqa: PLR2004 - likewise
+        return f"A round helps, and the {question.rounds} of a window together are worth their budget."
     remedies = ["fewer topics"] if question.bins > 10 else []  # noqa: PLR2004 - the smallest number that was measured
     remedies += [f"fewer rounds than {question.rounds} in a window"] if question.rounds > 1 else []
     remedies += ["more agents or users", "a larger epsilon"]

@@ -9,22 +9,11 @@ from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.feedback import limits
 from ebbflow.common.privacy.calibration import variance_of
-from ebbflow.common.privacy.significance import deviations
+from ebbflow.common.privacy.significance import is_informative
 from ebbflow.common.privacy.vector import layout_of, metric_caps
 from ebbflow.common.privacy.weights import weights
 
 _CHUNK = 1000  # batches that are in memory as floats
-
-
-def is_informative(seen: Sequence[float], failed: Sequence[float], noise_std: float) -> bool:
-    """Whether a cell, or both cells of a bin together, stand so high that noise would hardly lift any there.
-
-    In a round of noise alone that is so once in 740 rounds, however many bins there are.
-    """
-    least = deviations(3 * len(seen)) * noise_std
-    cells = max((*seen, *failed), default=0.0)
-    both = max((taken + missed for taken, missed in zip(seen, failed, strict=True)), default=0.0)
-    return noise_std > 0 and (cells >= least or both >= math.sqrt(2) * least)
 
 
 def aggregate(plan: pb.RoundPlan, reports: Iterable[Sequence[int]]) -> round_pb2.Aggregate:

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import population_pb2, round_pb2
-from ebbflow.cloud.feedback.aggregate import is_informative
 from ebbflow.common.privacy.shrinkage import shrink
-from ebbflow.common.privacy.significance import SIGNIFICANT, deviations
+from ebbflow.common.privacy.significance import SIGNIFICANT, deviations, is_informative
 from ebbflow.common.privacy.weights import FAILED_BOOST, FLOOR_SHARE
 
 ELITE_SHARE = 0.65

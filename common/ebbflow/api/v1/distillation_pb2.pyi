@@ -103,6 +103,8 @@ class Distillation(_message.Message):
     PRIVATE_CORPUS_SHA256_FIELD_NUMBER: _builtins.int
     PRIVATE_TRAINING_FIELD_NUMBER: _builtins.int
     ROUND_ALONE_FIELD_NUMBER: _builtins.int
+    PRIVATE_ACCOUNT_FIELD_NUMBER: _builtins.int
+    PRIVATE_CORPUS_DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, such as "distillations/6f0a"."""
     student: _builtins.str
@@ -163,6 +165,16 @@ class Distillation(_message.Message):
     def private_training(self) -> Global___PrivateTraining:
         """How."""
 
+    @_builtins.property
+    def private_account(self) -> Global___PrivateAccount:
+        """What all distillations on the same private texts cost each text together. Output only, and only of
+        CreateDistillation and GetDistillation.
+        """
+
+    @_builtins.property
+    def private_corpus_delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When the private texts were deleted; unset while they are there. Output only."""
+
     def __init__(
         self,
         *,
@@ -188,10 +200,12 @@ class Distillation(_message.Message):
         private_corpus_sha256: _builtins.bytes = ...,
         private_training: Global___PrivateTraining | None = ...,
         round_alone: _builtins.bool = ...,
+        private_account: Global___PrivateAccount | None = ...,
+        private_corpus_delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "eta_time", b"eta_time", "private_training", b"private_training", "recipe", b"recipe", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "eta_time", b"eta_time", "private_account", b"private_account", "private_corpus_delete_time", b"private_corpus_delete_time", "private_training", b"private_training", "recipe", b"recipe", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_round", b"adapter_round", "attempt", b"attempt", "base_release", b"base_release", "create_time", b"create_time", "error", b"error", "eta_time", b"eta_time", "loss", b"loss", "mixture", b"mixture", "name", b"name", "population", b"population", "population_share", b"population_share", "private_corpus_sha256", b"private_corpus_sha256", "private_training", b"private_training", "recipe", b"recipe", "release", b"release", "round", b"round", "round_alone", b"round_alone", "state", b"state", "step", b"step", "student", b"student", "tokens_per_second", b"tokens_per_second", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_round", b"adapter_round", "attempt", b"attempt", "base_release", b"base_release", "create_time", b"create_time", "error", b"error", "eta_time", b"eta_time", "loss", b"loss", "mixture", b"mixture", "name", b"name", "population", b"population", "population_share", b"population_share", "private_account", b"private_account", "private_corpus_delete_time", b"private_corpus_delete_time", "private_corpus_sha256", b"private_corpus_sha256", "private_training", b"private_training", "recipe", b"recipe", "release", b"release", "round", b"round", "round_alone", b"round_alone", "state", b"state", "step", b"step", "student", b"student", "tokens_per_second", b"tokens_per_second", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,6 +336,42 @@ class PrivateTraining(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrivateTraining: _TypeAlias = PrivateTraining  # noqa: Y015
+
+@_typing.final
+class PrivateAccount(_message.Message):
+    """What several distillations on one file of private texts cost each text together. A file is known by its bytes: one that
+    differs by a line has an account of its own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISTILLATIONS_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    epsilon: _builtins.float
+    """Epsilon of all of them, by privacy loss distributions; one that has not begun counts with the epsilon of its order."""
+    delta: _builtins.float
+    """The delta that goes with it: the sum of theirs."""
+    @_builtins.property
+    def distillations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The distillations, oldest first, such as "distillations/6f0a": those that wait, run or succeeded, and those that ended
+        otherwise after they had begun.
+        """
+
+    def __init__(
+        self,
+        *,
+        distillations: _abc.Iterable[_builtins.str] | None = ...,
+        epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "distillations", b"distillations", "epsilon", b"epsilon"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrivateAccount: _TypeAlias = PrivateAccount  # noqa: Y015
 
 @_typing.final
 class CreateDistillationRequest(_message.Message):
@@ -570,3 +620,51 @@ class CancelDistillationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelDistillationResponse: _TypeAlias = CancelDistillationResponse  # noqa: Y015
+
+@_typing.final
+class DeletePrivateCorpusRequest(_message.Message):
+    """Names private texts to delete, in one of two ways."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PRIVATE_CORPUS_SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Distillation that was trained on them, such as "distillations/6f0a"."""
+    private_corpus_sha256: _builtins.bytes
+    """Their SHA-256: also of a file that was uploaded and that no distillation came of."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        private_corpus_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "private_corpus_sha256", b"private_corpus_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePrivateCorpusRequest: _TypeAlias = DeletePrivateCorpusRequest  # noqa: Y015
+
+@_typing.final
+class DeletePrivateCorpusResponse(_message.Message):
+    """What is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.bool
+    """Whether a file was there to be deleted."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePrivateCorpusResponse: _TypeAlias = DeletePrivateCorpusResponse  # noqa: Y015

@@ -60,6 +60,11 @@ class DistillationServiceStub:
                 request_serializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.CancelDistillationRequest.SerializeToString,
                 response_deserializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.CancelDistillationResponse.FromString,
                 _registered_method=True)
+        self.DeletePrivateCorpus = channel.unary_unary(
+                '/ebbflow.api.v1.DistillationService/DeletePrivateCorpus',
+                request_serializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.DeletePrivateCorpusRequest.SerializeToString,
+                response_deserializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.DeletePrivateCorpusResponse.FromString,
+                _registered_method=True)
 
 
 class DistillationServiceServicer:
@@ -101,6 +106,15 @@ class DistillationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeletePrivateCorpus(self, request, context):
+        """DeletePrivateCorpus deletes private texts at once; without it they go by themselves some time after the last
+        distillation on them has ended. Refused while a distillation that waits or runs needs them, and if the same file is
+        something else too. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DistillationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +142,11 @@ def add_DistillationServiceServicer_to_server(servicer, server):
                     servicer.CancelDistillation,
                     request_deserializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.CancelDistillationRequest.FromString,
                     response_serializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.CancelDistillationResponse.SerializeToString,
+            ),
+            'DeletePrivateCorpus': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePrivateCorpus,
+                    request_deserializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.DeletePrivateCorpusRequest.FromString,
+                    response_serializer=ebbflow_dot_api_dot_v1_dot_distillation__pb2.DeletePrivateCorpusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +285,33 @@ class DistillationService:
             '/ebbflow.api.v1.DistillationService/CancelDistillation',
             ebbflow_dot_api_dot_v1_dot_distillation__pb2.CancelDistillationRequest.SerializeToString,
             ebbflow_dot_api_dot_v1_dot_distillation__pb2.CancelDistillationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePrivateCorpus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ebbflow.api.v1.DistillationService/DeletePrivateCorpus',
+            ebbflow_dot_api_dot_v1_dot_distillation__pb2.DeletePrivateCorpusRequest.SerializeToString,
+            ebbflow_dot_api_dot_v1_dot_distillation__pb2.DeletePrivateCorpusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,11 @@ class DistillationServiceStub:
     """WatchDistillation streams one until it has ended."""
     CancelDistillation: _grpc.UnaryUnaryMultiCallable[_distillation_pb2.CancelDistillationRequest, _distillation_pb2.CancelDistillationResponse]
     """CancelDistillation asks the worker to stop; what was trained is not released."""
+    DeletePrivateCorpus: _grpc.UnaryUnaryMultiCallable[_distillation_pb2.DeletePrivateCorpusRequest, _distillation_pb2.DeletePrivateCorpusResponse]
+    """DeletePrivateCorpus deletes private texts at once; without it they go by themselves some time after the last
+    distillation on them has ended. Refused while a distillation that waits or runs needs them, and if the same file is
+    something else too. Idempotent.
+    """
 
 @_typing.type_check_only
 class DistillationServiceAsyncStub(DistillationServiceStub):
@@ -59,6 +64,11 @@ class DistillationServiceAsyncStub(DistillationServiceStub):
     """WatchDistillation streams one until it has ended."""
     CancelDistillation: _aio.UnaryUnaryMultiCallable[_distillation_pb2.CancelDistillationRequest, _distillation_pb2.CancelDistillationResponse]  # type: ignore[assignment]
     """CancelDistillation asks the worker to stop; what was trained is not released."""
+    DeletePrivateCorpus: _aio.UnaryUnaryMultiCallable[_distillation_pb2.DeletePrivateCorpusRequest, _distillation_pb2.DeletePrivateCorpusResponse]  # type: ignore[assignment]
+    """DeletePrivateCorpus deletes private texts at once; without it they go by themselves some time after the last
+    distillation on them has ended. Refused while a distillation that waits or runs needs them, and if the same file is
+    something else too. Idempotent.
+    """
 
 class DistillationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages distillations."""
@@ -102,5 +112,16 @@ class DistillationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_distillation_pb2.CancelDistillationResponse, _abc.Awaitable[_distillation_pb2.CancelDistillationResponse]]:
         """CancelDistillation asks the worker to stop; what was trained is not released."""
+
+    @_abc_1.abstractmethod
+    def DeletePrivateCorpus(
+        self,
+        request: _distillation_pb2.DeletePrivateCorpusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_distillation_pb2.DeletePrivateCorpusResponse, _abc.Awaitable[_distillation_pb2.DeletePrivateCorpusResponse]]:
+        """DeletePrivateCorpus deletes private texts at once; without it they go by themselves some time after the last
+        distillation on them has ended. Refused while a distillation that waits or runs needs them, and if the same file is
+        something else too. Idempotent.
+        """
 
 def add_DistillationServiceServicer_to_server(servicer: DistillationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

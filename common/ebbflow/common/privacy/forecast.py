@@ -1,4 +1,4 @@
-"""What a round will say, before it is opened: noise, topics that stand out, and what the next student gains.
+"""What rounds will say, before they are opened: noise, topics that stand out, and what the next student gains.
 
 No formula knows how good the best guesses at noisy counts are, so `forecast` plays rounds: it draws users who ask by
 Zipf's law, adds the noise that agents add, and makes the guesses that the cloud makes. What a student gains from a
@@ -17,7 +17,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.calibration import DEFAULT_DELTA, DEFAULT_ROUNDS_PER_WINDOW, calibrate, variance_of
 from ebbflow.common.privacy.plans import MAX_BINS
 from ebbflow.common.privacy.shrinkage import shrink
-from ebbflow.common.privacy.significance import SIGNIFICANT
+from ebbflow.common.privacy.significance import SIGNIFICANT, is_informative
 from ebbflow.common.privacy.weights import weights
 
 FAILING_SHARE = 0.25
@@ -73,7 +73,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What to expect of one round."""
+    """What to expect of one round, and of all that share a window's budget."""
 
     agent_noise_std: float
     """Of the noise on each count of one agent."""
@@ -91,6 +91,8 @@ class Forecast:
     """The same of an even mixture."""
     gain_share: float
     """Of what the next student gains from unprotected feedback, how much it gains from this; 0 if that is nothing."""
+    window_gain_share: float
+    """The same of all rounds of the window together, as the cloud adds them up."""
 
 
 def forecast(question: Question) -> Forecast:
@@ -105,17 +107,11 @@ def forecast(question: Question) -> Forecast:
     demand_K = np.arange(1.0, question.bins + 1) ** -question.skew
     demand_K /= demand_K.sum()
     even_K = np.full(question.bins, 1 / question.bins)
-    true_K, votes_K = (
-        _mixture(demand_K.tolist(), [0.0] * question.bins, 0.0),
-        ACCURACY * demand_K + (1 - ACCURACY) * even_K,
-    )
-    rng = np.random.default_rng(0)
-    played = [
-        _play(rng, votes_K, question.agents * question.users, noise_std)
-        for _ in range(max(DRAWS, _PLAYED // question.bins))
-    ]
-    noisy_DK, clear_DK, seen_DK = (np.stack(each) for each in zip(*played, strict=True))
-    gains = [np.mean([gain(row_K, demand_K) for row_K in rows_DK]) for rows_DK in (noisy_DK, clear_DK)]
+    true_K = _mixture(demand_K.tolist(), [0.0] * question.bins, 0.0)
+    votes_K = ACCURACY * demand_K + (1 - ACCURACY) * even_K
+    users = question.agents * question.users
+    noisy_DK, clear_DK, seen_DK = _play_many(votes_K, users, noise_std)
+    window_DK, window_clear_DK, _ = _play_many(votes_K, users * question.rounds, noise_std * math.sqrt(question.rounds))
     return Forecast(
         agent_noise_std=agent_noise_std,
         noise_std=noise_std,
@@ -124,7 +120,8 @@ def forecast(question: Question) -> Forecast:
         error=float(np.abs(noisy_DK - true_K).sum(axis=1).mean()),
         error_without_noise=float(np.abs(clear_DK - true_K).sum(axis=1).mean()),
         error_without_feedback=float(np.abs(even_K - true_K).sum()),
-        gain_share=float(gains[0] / gains[1]) if gains[1] > _LEAST_GAIN else 0.0,
+        gain_share=_gain_share(noisy_DK, clear_DK, demand_K),
+        window_gain_share=_gain_share(window_DK, window_clear_DK, demand_K),
     )
 
 
@@ -137,10 +134,25 @@ def gain(mixture_K: _Shares, demand_K: _Shares) -> float:
     return float(demand_K @ np.log((exposure_K + SATURATION) / (1 + SATURATION)))
 
 
+def _gain_share(noisy_DK: _Shares, clear_DK: _Shares, demand_K: _Shares) -> float:
+    noisy, clear = (np.mean([gain(row_K, demand_K) for row_K in rows_DK]) for rows_DK in (noisy_DK, clear_DK))
+    return float(noisy / clear) if clear > _LEAST_GAIN else 0.0
+
+
+def _play_many(shares_K: _Shares, users: int, noise_std: float) -> tuple[_Shares, _Shares, npt.NDArray[np.bool_]]:
+    """So many rounds that chance plays no large part: rows of what `_play` returns, the same for the same question."""
+    rng, draws = np.random.default_rng(0), max(DRAWS, _PLAYED // len(shares_K))
+    mixtures, clear, seen = zip(*(_play(rng, shares_K, users, noise_std) for _ in range(draws)), strict=True)
+    return np.stack(mixtures), np.stack(clear), np.stack(seen)
+
+
 def _play(
     rng: np.random.Generator, shares_K: _Shares, users: int, noise_std: float
 ) -> tuple[_Shares, _Shares, npt.NDArray[np.bool_]]:
-    """One round: the mixture that follows, the one without noise, and which topics stand out."""
+    """One round: the mixture that follows, the one without noise, and which topics stand out.
+
+    A round that tells nothing but noise is not used, as in the cloud: the mixture stays even.
+    """
     votes_K = rng.multinomial(users, shares_K).astype(np.float64)
     failed_K = rng.binomial(votes_K.astype(np.int64), FAILING_SHARE).astype(np.float64)
     noisy_seen_K, noisy_failed_K = (
@@ -149,7 +161,8 @@ def _play(
     stands_out_K = (np.maximum(noisy_seen_K, noisy_failed_K) >= SIGNIFICANT * noise_std) | (
         noisy_seen_K + noisy_failed_K >= SIGNIFICANT * math.sqrt(2) * noise_std
     )
-    noisy = _mixture(noisy_seen_K.tolist(), noisy_failed_K.tolist(), noise_std)
+    told = noisy_seen_K.tolist(), noisy_failed_K.tolist()
+    noisy = _mixture(*told, noise_std) if is_informative(*told, noise_std) else np.full_like(shares_K, 1 / len(votes_K))
     clear = _mixture(*shrink((votes_K - failed_K).tolist(), failed_K.tolist(), 0.0), 0.0)
     return noisy, clear, stands_out_K
 
