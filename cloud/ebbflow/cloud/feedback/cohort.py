@@ -33,8 +33,8 @@ def choose(
 ) -> list[Member]:
     """Returns who is asked, by id.
 
-    Left out are identities younger than a window, because their device may have spent its users' budget under another
-    one, and agents whose lifetime budget does not allow the round. Both would decline anyway.
+    Left out are identities younger than a window and a day, because their device may have spent its users' budget under
+    another one, and agents whose lifetime budget does not allow the round. Both would decline anyway.
 
     Args:
         session: a transaction.
