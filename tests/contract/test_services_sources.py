@@ -231,7 +231,9 @@ async def test_rounds_before_it_in_the_window_have_a_say_unless_the_order_wants_
             round_pb2.BinEstimate(bin_id="json", seen=json_votes, weight=json_votes / 100),
             round_pb2.BinEstimate(bin_id="regex", seen=regex_votes, weight=regex_votes / 100),
         ]
-        closed_round(plane, id_, 4.0, round_pb2.Aggregate(informative=True, bins=estimates, noise_std=1.0), bins=bins)
+        closed_round(
+            plane, id_, 4.0, round_pb2.Aggregate(informative=True, bins=estimates, noise_std=1.0, batches=9), bins=bins
+        )
     first, both, alone = (
         await create(plane, round="rounds/early"),
         await create(plane, round="rounds/late"),

@@ -59,23 +59,33 @@ def estimate(plan: pb.RoundPlan, votes: Sequence[float], metrics: Sequence[float
 
 
 def pool(results: Sequence[round_pb2.Aggregate]) -> round_pb2.Aggregate:
-    """Adds up what rounds that asked the same say of its bins; their noise is independent, so its variances add up.
+    """Adds up what rounds that asked the same say of its bins.
+
+    A round whose batches carry more noise than those of the quietest, because it had counters or a smaller epsilon,
+    counts for less: by the inverse of the variance of a batch, which tells most where agents ask alike in every round.
 
     Args:
         results: at least one, of rounds of votes with the same bins.
 
     Returns:
-        Bins, noise_std, informative and batches; the metrics stay with their rounds.
+        Bins in votes of the quietest rounds, noise_std, informative and batches; the metrics stay with their rounds.
     """
-    bins = list(zip(*(result.bins for result in results), strict=True))
+    heard = [result for result in results if result.batches] or results[-1:]
+    variances = [result.noise_std**2 / max(1, result.batches) for result in heard]
+    shares = [min(variances) / variance if variance else 1.0 for variance in variances]
+    bins = list(zip(*(result.bins for result in heard), strict=True))
     pooled = _weighed(
         [each[0].bin_id for each in bins],
-        [math.fsum(estimate.seen for estimate in each) for each in bins],
-        [math.fsum(estimate.failed for estimate in each) for each in bins],
-        math.hypot(*(result.noise_std for result in results)),
+        [_weighted_sum(shares, [estimate.seen for estimate in each]) for each in bins],
+        [_weighted_sum(shares, [estimate.failed for estimate in each]) for each in bins],
+        math.hypot(*(share * result.noise_std for share, result in zip(shares, heard, strict=True))),
     )
-    pooled.batches = sum(result.batches for result in results)
+    pooled.batches = sum(result.batches for result in heard)
     return pooled
+
+
+def _weighted_sum(shares: Sequence[float], values: Sequence[float]) -> float:
+    return math.fsum(share * value for share, value in zip(shares, values, strict=True))
 
 
 def _weighed(
