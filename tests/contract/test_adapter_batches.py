@@ -14,7 +14,7 @@ from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1.round_pb2 import AdapterSettings, OpenRoundRequest
 from ebbflow.api.v1.round_pb2_grpc import RoundServiceStub
 from ebbflow.cloud.blobs.local import LocalBlobStore
-from ebbflow.cloud.feedback import policies, retention, rounds
+from ebbflow.cloud.feedback import policies, retention, round_rows, rounds
 from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import FeedbackBatch, PrivacyAccount, PrivacyEntry, Release, Round, Student
@@ -63,7 +63,7 @@ def files(blobs: LocalBlobStore) -> set[str]:
 def test_an_update_is_a_file_and_its_row_holds_the_null_bins(
     fleet: Registry, devices: list[Device], blobs: LocalBlobStore
 ) -> None:
-    plan = rounds.plan_of(open_adapter_round(fleet))
+    plan = round_rows.plan_of(open_adapter_round(fleet))
     assert (len(plan.bins), plan.null_bins, plan.mechanism.sensitivity_squared) == (0, 256, ADAPTER.scale**2)
     signed = answer(fleet, devices[0])
     for _ in range(2):
@@ -102,7 +102,7 @@ def test_an_update_that_finds_no_budget_leaves_no_file(
     fleet: Registry, devices: list[Device], blobs: LocalBlobStore
 ) -> None:
     round_ = open_adapter_round(fleet)
-    plan, signed = rounds.plan_of(round_), answer(fleet, devices[0])
+    plan, signed = round_rows.plan_of(round_), answer(fleet, devices[0])
     with fleet.transaction() as session:
         spent: dict[str, Any] = {
             "rho_cap_nano": plan.policy.rho_cap_nano,
@@ -144,7 +144,7 @@ def test_a_round_of_updates_closes_with_an_average(
     closed = rounds.close_overdue(fleet, NOW + 2 * DAY, blobs)
     assert closed == [round_.id]
     with fleet.reading() as session:
-        result = rounds.aggregate_of(session.get_one(Round, round_.id))
+        result = round_rows.aggregate_of(session.get_one(Round, round_.id))
     assert (result.batches, result.adapter.agents, result.adapter.release) == (3, 3, 1)
     assert blobs.has(result.adapter.blob_sha256.hex())
     assert list(result.under_noised_agents) == []
@@ -163,7 +163,7 @@ def test_batches_are_forgotten_when_their_time_is_over(
     rounds.close_overdue(fleet, NOW + 2 * DAY, blobs)
     with fleet.reading() as session:
         sums = {id_: session.get_one(Round, id_).aggregate for id_ in (votes.id, updates.id)}
-    average = rounds.aggregate_of(Round(aggregate=sums[updates.id], **_EMPTY)).adapter.blob_sha256.hex()
+    average = round_rows.aggregate_of(Round(aggregate=sums[updates.id], **_EMPTY)).adapter.blob_sha256.hex()
     before = kept(fleet)
 
     assert retention.forget(fleet, blobs, NOW + DAY + 9 * DAY) == []

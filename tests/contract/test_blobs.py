@@ -1,10 +1,12 @@
 """What every blob store promises."""
 
+import datetime as dt
 import hashlib
 import os
 import subprocess
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -93,6 +95,30 @@ def test_what_is_deleted_is_gone_and_the_rest_stays(store: BlobStore) -> None:
         store.delete(gone.sha256)
     store.delete("../../elsewhere")
     assert (store.has(gone.sha256), store.read(kept.sha256)) == (False, b"kept")
+
+
+def begin_upload(store: BlobStore) -> Callable[[], bool]:
+    """Leaves a part of a file as a process that is killed does; returns how to see whether it is still there."""
+    if isinstance(store, LocalBlobStore):
+        descriptor, name = tempfile.mkstemp(dir=store.folder, prefix=".put.")
+        os.write(descriptor, b"secret")
+        os.close(descriptor)
+        return Path(name).exists
+    assert isinstance(store, S3BlobStore)
+    client, bucket, key = store._client, store.bucket, store._key("ab" * 32)
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"secret")
+    return lambda: bool(client.list_multipart_uploads(Bucket=bucket).get("Uploads"))
+
+
+def test_what_a_killed_upload_left_is_swept_and_one_that_runs_is_not(store: BlobStore) -> None:
+    kept = store.put([b"kept"])
+    is_there = begin_upload(store)
+    store.sweep(dt.datetime(2010, 1, 1, tzinfo=dt.UTC))  # moto says of every upload that it began later in that year
+    assert is_there()
+    for _ in range(2):
+        store.sweep(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))
+        assert (is_there(), store.read(kept.sha256)) == (False, b"kept")
 
 
 def test_a_file_and_its_chunks_are_one_blob(store: BlobStore, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1.feedback_pb2_grpc import FeedbackServiceStub
-from ebbflow.cloud.feedback import charges, rounds
+from ebbflow.cloud.feedback import charges, round_rows, rounds
 from ebbflow.cloud.registry.clock import now as clock_now
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import PrivacyEntry, Round, Student
@@ -55,7 +55,7 @@ def test_a_kept_batch_is_a_charge(fleet: Registry, device: Device) -> None:
     round_ = open_round(fleet)
     assert mirror(fleet) == []
     device.submit(fleet, device.answer(fleet, []))
-    plan = rounds.plan_of(round_)
+    plan = round_rows.plan_of(round_)
     [charge] = mirror(fleet)
     assert (charge.round, charge.student, charge.window) == (plan.round, "students/faq", plan.window)
     assert (charge.rho_nano, charge.end_time) == (plan.mechanism.rho_nano, plan.end_time)
@@ -228,7 +228,7 @@ class History:
         accounts = self.device.store.accounts()
         spent = sum(account.rho_spent_nano for account in accounts)
         with self.registry.reading() as session:
-            costs = {f"rounds/{row.id}": rounds.plan_of(row).mechanism.rho_nano for row in session.query(Round)}
+            costs = {f"rounds/{row.id}": round_rows.plan_of(row).mechanism.rho_nano for row in session.query(Round)}
         assert spent == sum(costs[round_] for round_ in self.left)
         assert all(account.rho_spent_nano <= account.rho_cap_nano for account in accounts)
 

@@ -12,7 +12,7 @@ from feedback_world import DAY, NOW, Device, add_fleet, close_all, count, mixtur
 from google.protobuf import json_format
 
 from ebbflow.api.v1 import feedback_pb2 as pb
-from ebbflow.cloud.feedback import accounts, batches, rounds
+from ebbflow.cloud.feedback import accounts, batches, round_rows, rounds
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
     FeedbackBatch,
@@ -42,7 +42,7 @@ def test_a_round_goes_from_plan_to_mixture(fleet: Registry, devices: list[Device
         device.submit(fleet, device.answer(fleet, votes))
     with fleet.transaction() as session:
         closed = rounds.close_round(session, round_.id)
-    result = rounds.aggregate_of(closed)
+    result = round_rows.aggregate_of(closed)
     assert closed.state == RoundState.CLOSED
     assert result.informative
     assert result.bins[0].seen == pytest.approx(900, abs=30)
@@ -69,10 +69,10 @@ def test_rounds_of_a_window_that_asked_the_same_speak_together(fleet: Registry, 
     second = play(fleet, devices, [Contribution(0)] * 100 + [Contribution(1, failed=True)] * 60, NOW + DAY)
     later = play(fleet, devices, [Contribution(2)] * 500, NOW + 40 * DAY)  # another window
     with fleet.reading() as session:
-        alone = [rounds.aggregate_of(rounds.find(session, id_)) for id_ in (first, second)]
-        assert rounds.of_window(session, rounds.find(session, first)) == alone[0], "none was before it"
-        assert rounds.of_window(session, rounds.find(session, later)).batches == 3
-        both = rounds.of_window(session, rounds.find(session, second))
+        alone = [round_rows.aggregate_of(round_rows.find(session, id_)) for id_ in (first, second)]
+        assert rounds.of_window(session, round_rows.find(session, first)) == alone[0], "none was before it"
+        assert rounds.of_window(session, round_rows.find(session, later)).batches == 3
+        both = rounds.of_window(session, round_rows.find(session, second))
     assert [bin_.seen for bin_ in both.bins] == [
         a.seen + b.seen for a, b in zip(alone[0].bins, alone[1].bins, strict=True)
     ]
@@ -86,8 +86,8 @@ def test_an_open_round_of_the_window_has_no_say_yet(fleet: Registry, devices: li
     devices[0].submit(fleet, devices[0].answer(fleet, [Contribution(1)] * 300))
     closed = play(fleet, devices, [Contribution(0)] * 300, NOW + DAY / 2)
     with fleet.reading() as session:
-        row = rounds.find(session, closed)
-        assert rounds.of_window(session, row) == rounds.aggregate_of(row)
+        row = round_rows.find(session, closed)
+        assert rounds.of_window(session, row) == round_rows.aggregate_of(row)
 
 
 def test_the_same_batch_again_is_fine_even_after_the_round(fleet: Registry, devices: list[Device]) -> None:
@@ -280,6 +280,6 @@ def test_metrics_travel_with_the_votes(fleet: Registry, devices: list[Device]) -
     votes = [Contribution(0, metrics=(100,))] * 200
     devices[0].submit(fleet, devices[0].answer(fleet, votes))
     with fleet.transaction() as session:
-        result = rounds.aggregate_of(rounds.close_round(session, round_.id))
+        result = round_rows.aggregate_of(rounds.close_round(session, round_.id))
     assert result.metrics[0] == pytest.approx(400, abs=40)
     assert json_format.MessageToDict(result)["metrics"]

@@ -11,7 +11,7 @@ from securesystemslib.signer import Signature
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import student_pb2
 from ebbflow.api.v1.student_pb2_grpc import StudentServiceStub
-from ebbflow.cloud.feedback import policies, rounds
+from ebbflow.cloud.feedback import policies, round_rows, rounds
 from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import PolicyVersion, Student
@@ -42,7 +42,7 @@ def versions(registry: Registry) -> list[int]:
 
 def test_an_older_student_gets_its_first_version_when_it_is_needed(fleet: Registry) -> None:
     assert versions(fleet) == []
-    plan = rounds.plan_of(open_round(fleet))
+    plan = round_rows.plan_of(open_round(fleet))
     assert versions(fleet) == [1]
     document = pb.PolicyDocument.FromString(plan.signed_policy.document)
     assert (document.student, document.version, document.policy) == ("students/faq", 1, plan.policy)
@@ -51,9 +51,9 @@ def test_an_older_student_gets_its_first_version_when_it_is_needed(fleet: Regist
 
 
 def test_a_new_version_holds_from_the_next_round_on(fleet: Registry) -> None:
-    before = rounds.plan_of(open_round(fleet))
+    before = round_rows.plan_of(open_round(fleet))
     change(fleet, epsilon=3.0, retention_days=30, allow_adapters=True)
-    after = rounds.plan_of(open_round(fleet))
+    after = round_rows.plan_of(open_round(fleet))
     assert (before.policy.epsilon, after.policy.epsilon) == (4.0, 3.0)
     assert (after.policy.retention_days, after.policy.allow_adapters) == (30, True)
     with fleet.reading() as session:
@@ -104,7 +104,7 @@ def test_a_shorter_window_does_not_renew_what_was_spent(fleet: Registry) -> None
     with pytest.raises(EbbflowError) as caught:
         open_round(fleet)
     assert caught.value.reason is Reason.BUDGET_EXHAUSTED
-    assert rounds.plan_of(open_round(fleet, NOW + 8 * DAY)).policy.window_days == 7
+    assert round_rows.plan_of(open_round(fleet, NOW + 8 * DAY)).policy.window_days == 7
 
 
 def test_rounds_under_a_weaker_policy_count_against_a_stricter_one(fleet: Registry) -> None:
@@ -127,7 +127,7 @@ def test_what_the_owner_signed_is_the_very_policy_of_plans_whatever_the_row_says
     open_round(fleet)
     with fleet.transaction() as session:
         session.get_one(Student, "faq").privacy_policy = {"epsilon": 9.0}
-    assert rounds.plan_of(open_round(fleet)).policy.epsilon == 4.0
+    assert round_rows.plan_of(open_round(fleet)).policy.epsilon == 4.0
 
 
 # Over gRPC

@@ -7,7 +7,7 @@ import pytest
 from feedback_world import AGENTS, DAY, NOW, SIGNER, Device, add_fleet, open_round
 
 from ebbflow.api.v1 import feedback_pb2 as pb
-from ebbflow.cloud.feedback import policies, rounds
+from ebbflow.cloud.feedback import policies, round_rows, rounds
 from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Student
@@ -48,13 +48,13 @@ def test_an_agent_with_too_little_noise_is_left_out_once_it_shows(
                 except EbbflowError as error:
                     assert error.metadata["why"] == "under_noised"  # noqa: PT017 - one batch in some hundred
         with fleet.transaction() as session:
-            result = rounds.aggregate_of(rounds.close_round(session, round_.id))
+            result = round_rows.aggregate_of(rounds.close_round(session, round_.id))
         found.append(list(result.under_noised_agents))
     assert found[0] == []
     assert found[-1] == [f"agents/{AGENTS[1]}"]
     assert all(names in ([], [f"agents/{AGENTS[1]}"]) for names in found)
     assert result.batches == 2
-    assert result.noise_std == pytest.approx(math.sqrt(2 * variance_of(rounds.plan_of(round_).mechanism)))
+    assert result.noise_std == pytest.approx(math.sqrt(2 * variance_of(round_rows.plan_of(round_).mechanism)))
     assert result.bins[0].seen == pytest.approx(100, abs=6 * result.noise_std)
 
 
@@ -76,6 +76,6 @@ def test_an_agent_that_was_refused_twice_is_left_out_when_a_batch_passes_by_luck
             devices[0].submit(fleet, signed, time)
         devices[1].submit(fleet, devices[1].answer(fleet, [], time), time)
         with fleet.transaction() as session:
-            result = rounds.aggregate_of(rounds.close_round(session, round_.id))
+            result = round_rows.aggregate_of(rounds.close_round(session, round_.id))
         found.append((list(result.under_noised_agents), result.batches))
     assert found == [([], 1), ([], 1), ([f"agents/{AGENTS[0]}"], 1)]

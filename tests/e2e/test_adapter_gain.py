@@ -17,7 +17,7 @@ from feedback_world import NOW, SIGNER
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.blobs.local import LocalBlobStore
-from ebbflow.cloud.feedback import adapters, batches, rounds
+from ebbflow.cloud.feedback import adapters, batches, round_rows, rounds
 from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, Student
@@ -148,7 +148,7 @@ def test_a_weakly_noised_round_improves_the_student_on_texts_that_no_device_had(
         answer(tmp_path / f"a{at}", sqlite_registry, blobs, release, f"a{at}")
     with sqlite_registry.transaction() as session:
         closed = rounds.close_round(session, round_id, blobs)
-        result, plan = rounds.aggregate_of(closed), rounds.plan_of(closed)
+        result, plan = round_rows.aggregate_of(closed), round_rows.plan_of(closed)
     adapters.check_usable(result)
     assert (result.adapter.agents, result.limited_batches) == (AGENTS, 0)
     rng = random.Random("held out")

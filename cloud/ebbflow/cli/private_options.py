@@ -1,5 +1,8 @@
 """Options of `ebbflow distillation start` for private texts, and what is made of them."""
 
+import contextlib
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +71,7 @@ class PrivateOptions:
                 message = f"--private-corpus needs --private-{option}"
                 raise EbbflowError(Reason.INVALID_REQUEST, message, field=f"private_training.{option}")
         _compare(self.corpus, self.corpus_size)
-        distillation.private_corpus_sha256 = client.upload(self.corpus).sha256
+        distillation.private_corpus_sha256 = client.upload(self.corpus, private=True).sha256
         distillation.private_training.CopyFrom(
             PrivateTraining(
                 epsilon=self.epsilon,
@@ -81,6 +84,45 @@ class PrivateOptions:
                 sequence_length=self.sequence_length,
                 rank=self.rank,
             )
+        )
+
+    @contextlib.contextmanager
+    def kept(self, client: "AdminClient", distillation: Any) -> Iterator[None]:
+        """Takes the texts out of the cloud again if the order in the block is refused, because none may ever come."""
+        from ebbflow.api.v1.distillation_pb2 import DeletePrivateCorpusRequest
+
+        try:
+            yield
+        except EbbflowError:
+            if self.corpus is not None:
+                with contextlib.suppress(EbbflowError):  # that another distillation needs them, or the same as before
+                    client.distillations.DeletePrivateCorpus(
+                        DeletePrivateCorpusRequest(private_corpus_sha256=distillation.private_corpus_sha256)
+                    )
+            raise
+
+
+def sha256_of(path: Path) -> bytes:
+    """Returns the name of a file in the blob store.
+
+    Raises:
+        EbbflowError: CONFIG_INVALID if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise EbbflowError(Reason.CONFIG_INVALID, f"{path} cannot be read: {error.strerror}", path=path) from error
+
+
+def say_account(distillation: Any) -> None:
+    """Tells whoever ordered a distillation if its private texts were trained on before, and what that adds up to."""
+    account = distillation.private_account
+    if len(account.distillations) > 1:
+        others = ", ".join(name for name in account.distillations if name != distillation.name)
+        say(
+            f"note: with this one {len(account.distillations)} distillations learn from these texts ({others});"
+            f" together they cost each text epsilon {account.epsilon:.3g} at delta {account.delta:.2g}"
         )
 
 

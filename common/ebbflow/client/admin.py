@@ -64,8 +64,12 @@ class AdminClient:
         """
         return cls(AdminContext.load(path).endpoint())
 
-    def upload(self, path: Path) -> WriteBlobResponse:
+    def upload(self, path: Path, *, private: bool = False) -> WriteBlobResponse:
         """Stores a file as a blob, in chunks.
+
+        Args:
+            path: the file.
+            private: keeps its hash out of the audit log.
 
         Raises:
             EbbflowError: CONFIG_INVALID if the file cannot be read, or the server's.
@@ -75,7 +79,7 @@ class AdminClient:
         except OSError as error:
             raise EbbflowError(Reason.CONFIG_INVALID, f"{path} cannot be read: {error.strerror}", path=path) from error
         with file:
-            return self.artefacts.WriteBlob(_chunks(file))
+            return self.artefacts.WriteBlob(_chunks(file, private))
 
     def close(self) -> None:
         """Closes the channel."""
@@ -109,6 +113,6 @@ def listed(method: Callable[[Any], Any], request: Any, field: str, limit: int = 
         request.page_token = answer.next_page_token
 
 
-def _chunks(file: BinaryIO) -> Iterator[WriteBlobRequest]:
+def _chunks(file: BinaryIO, private: bool) -> Iterator[WriteBlobRequest]:
     while chunk := file.read(CHUNK_BYTES):
-        yield WriteBlobRequest(chunk=chunk)
+        yield WriteBlobRequest(chunk=chunk, private=private)

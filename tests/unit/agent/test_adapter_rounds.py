@@ -14,13 +14,13 @@ from agent_world import CloudWorld
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import resources_pb2 as rpb
 from ebbflow.api.v1 import round_pb2
-from ebbflow.cloud.feedback import adapters, cohort, rounds
+from ebbflow.cloud.feedback import adapters, cohort, round_rows, rounds
 from ebbflow.cloud.registry.clock import now
 from ebbflow.cloud.registry.tables import Student
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.calibration import variance_of
 from ebbflow.common.privacy.vector import layout_of
-from ebbflow.edge.agent import updates
+from ebbflow.edge.agent.background import in_background
 from ebbflow.edge.agent.runtime import Agent
 from ebbflow.edge.agent.updates import Updates, tokens_of
 from ebbflow.edge.delivery.slots import SlotStore
@@ -43,13 +43,13 @@ def open_adapter_round(cloud: CloudWorld, release: int) -> pb.RoundPlan:
             return adapters.make_adapter_plan(SETTINGS, release, config, policy, len(members))
 
         signer = cloud.cloud.plan_signer
-        return rounds.plan_of(rounds.open_round(session, student, [], signer, now(), HOUR, HOUR, adapter=make))
+        return round_rows.plan_of(rounds.open_round(session, student, [], signer, now(), HOUR, HOUR, adapter=make))
 
 
 def close(cloud: CloudWorld, plan: pb.RoundPlan) -> round_pb2.Aggregate:
     with cloud.cloud.registry.transaction() as session:
         round_ = rounds.close_round(session, plan.round.removeprefix("rounds/"), cloud.cloud.blobs)
-        return rounds.aggregate_of(round_)
+        return round_rows.aggregate_of(round_)
 
 
 def serves(agent: Agent, number: int) -> bool:
@@ -118,7 +118,7 @@ def test_training_stands_back_behind_everything_else_on_the_device() -> None:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = priority()
-    assert updates._in_background(priority) == 19
+    assert in_background(priority) == 19
     assert priority() == before
 
 

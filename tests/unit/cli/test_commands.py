@@ -1,3 +1,4 @@
+import hashlib
 import json
 import socket
 from collections.abc import Callable
@@ -110,6 +111,58 @@ def test_private_texts_go_along_with_an_order(run: Run, cloud: Cloud, student: s
     assert b"text 4" in cloud.blobs.read(row.private_corpus_sha256)
     missing = run("distillation", "start", "faq", *private[2:], "--private-corpus", str(tmp_path / "none"))
     assert (missing.code != 0, "cannot be read" in missing.err) == (True, True)
+
+
+def private_order(path: Path) -> list[str]:
+    path.write_text("".join(json.dumps({"topic": "t", "text": f"text {number}"}) + "\n" for number in range(5)))
+    private = ["--private-corpus", str(path), "--private-epsilon", "4", "--private-steps", "3"]
+    return ["distillation", "start", "faq", "--steps", "7", *private, "--private-corpus-size", "5"]
+
+
+def test_who_trains_on_the_same_texts_again_is_told_what_that_adds_up_to(
+    run: Run, student: str, tmp_path: Path
+) -> None:
+    order = private_order(tmp_path / "private.jsonl")
+    first = run(*order, "-o", "json")
+    assert (first.code, "learn from these texts" in first.err) == (0, False)
+    second = run(*order)
+    assert f"2 distillations learn from these texts ({first.json['name']})" in second.err
+    assert "epsilon 8 at delta 2e-06" in second.err
+    shown = run("distillation", "show", first.json["name"].removeprefix("distillations/"))
+    assert "epsilon: 8.0" in shown.out
+
+
+def test_private_texts_are_forgotten_by_distillation_and_by_file(
+    run: Run, cloud: Cloud, student: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "private.jsonl"
+    made = run(*private_order(path), "-o", "json").json["name"].removeprefix("distillations/")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256 not in run("audit", "list", "-o", "json").out, "it would confirm a guess of the texts to any viewer"
+    refused = run("distillation", "forget", made)
+    assert (refused.code != 0, "cancel it first" in refused.err) == (True, True)
+    run("distillation", "cancel", made)
+    assert (run("distillation", "forget", made).err.strip(), cloud.blobs.has(sha256)) == ("deleted", False)
+    cloud.blobs.put([path.read_bytes()])
+    assert run("distillation", "forget", "--private-corpus", str(path)).err.strip() == "deleted"
+    assert "nothing to delete" in run("distillation", "forget", "--private-corpus", str(path)).err
+    assert "cannot be read" in run("distillation", "forget", "--private-corpus", str(tmp_path / "none")).err
+    assert run("distillation", "forget").code != 0
+
+
+def test_private_texts_of_a_refused_order_do_not_stay_unless_a_distillation_needs_them(
+    run: Run, cloud: Cloud, student: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "private.jsonl"
+    order = private_order(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    wrong = [*order, "--base-release", "faq/9"]
+    refused = run(*wrong)
+    assert (refused.code != 0, "faq/releases/9" in refused.err) == (True, True)
+    assert not cloud.blobs.has(sha256)
+    assert run(*order).code == 0
+    assert run(*wrong).code != 0
+    assert cloud.blobs.has(sha256)
 
 
 def test_waiting_for_a_distillation_ends_with_its_end(run: Run, cloud: Cloud, student: str) -> None:

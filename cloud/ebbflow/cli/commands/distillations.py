@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,7 +102,9 @@ def start(
     with connect(context) as client:
         private.add_to(distillation, client)
         request = CreateDistillationRequest(distillation=distillation, request_id=request_id())
-        made = client.distillations.CreateDistillation(request).distillation
+        with private.kept(client, distillation):
+            made = client.distillations.CreateDistillation(request).distillation
+        private_options.say_account(made)
         if wait:
             made = _follow(client, made.name)
         _print(output, made)
@@ -173,6 +176,29 @@ def cancel(context: typer.Context, name: Name, output: Output = Format.TABLE) ->
     request = CancelDistillationRequest(name=values.full_name("distillations", name))
     with connect(context) as client:
         _print(output, client.distillations.CancelDistillation(request).distillation)
+
+
+@app.command(
+    epilog=example("ebbflow distillation forget 6f0a", "ebbflow distillation forget --private-corpus tickets.jsonl")
+)
+def forget(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="DISTILLATION", help='Such as "6f0a".')] = "",
+    private_corpus: Annotated[Path | None, typer.Option(help="The texts, where no distillation is known.")] = None,
+) -> None:
+    """Deletes a distillation's private texts from the cloud at once; what was learnt stays in its release.
+
+    They go by themselves, by default a day after the last distillation on them has ended.
+    """
+    from ebbflow.api.v1.distillation_pb2 import DeletePrivateCorpusRequest
+
+    request = DeletePrivateCorpusRequest(
+        name=values.full_name("distillations", name) if name else "",
+        private_corpus_sha256=private_options.sha256_of(private_corpus) if private_corpus else b"",
+    )
+    with connect(context) as client:
+        deleted = client.distillations.DeletePrivateCorpus(request).deleted
+    say("deleted" if deleted else "nothing to delete: the texts are not in the cloud")
 
 
 def reading(distillation: Any, now: dt.datetime) -> Reading:

@@ -1,5 +1,6 @@
 """What every blob store promises."""
 
+import datetime as dt
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -129,6 +130,10 @@ class BlobStore(Protocol):
 
     def delete(self, sha256: str) -> None:
         """Removes a file that nothing names any more. One that is not there is no error."""
+        ...
+
+    def sweep(self, before: dt.datetime) -> None:
+        """Removes what uploads that broke off with their process have left, if nothing was written since `before`."""
         ...
 
 

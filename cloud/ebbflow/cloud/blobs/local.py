@@ -1,5 +1,7 @@
 """Blobs in a local folder: `<folder>/ab/abcdef…`, one file each."""
 
+import contextlib
+import datetime as dt
 import hashlib
 import os
 import tempfile
@@ -11,6 +13,7 @@ from ebbflow.cloud.blobs.base import CHUNK_BYTES, SHA256, Blob, Reader, checked
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import atomic, full_disk_named, sync_folder
 
+_UPLOAD = ".put."
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
 """Linux: read only what is in the page cache."""
 
@@ -26,7 +29,7 @@ class LocalBlobStore:
     def put(self, chunks: Iterable[bytes]) -> Blob:
         """See `BlobStore.put`."""
         digest, size_bytes = hashlib.sha256(), 0
-        descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=".put.")
+        descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=_UPLOAD)
         temporary = Path(name)
         try:
             with full_disk_named(self.folder), os.fdopen(descriptor, "wb") as file:
@@ -84,6 +87,14 @@ class LocalBlobStore:
         """See `BlobStore.delete`."""
         if self.has(sha256):
             self._path(sha256).unlink(missing_ok=True)
+            sync_folder(self._path(sha256).parent)  # a power cut shall not bring back what was promised to be gone
+
+    def sweep(self, before: dt.datetime) -> None:
+        """See `BlobStore.sweep`."""
+        for path in self.folder.glob(f"{_UPLOAD}*"):
+            with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+                if path.stat().st_mtime < before.timestamp():
+                    path.unlink()
 
     def _path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256

@@ -1,5 +1,6 @@
 """Blobs in a bucket of any service that speaks the S3 API: `<prefix>ab/abcdef…`, one object each."""
 
+import datetime as dt
 import hashlib
 import io
 import tempfile
@@ -117,6 +118,13 @@ class S3BlobStore:
         """See `BlobStore.delete`."""
         if SHA256.fullmatch(sha256):
             self._client.delete_object(Bucket=self.bucket, Key=self._key(sha256))
+
+    def sweep(self, before: dt.datetime) -> None:
+        """See `BlobStore.sweep`: large files are sent in parts."""
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix)
+        for upload in (each for page in pages for each in page.get("Uploads", [])):
+            if upload["Initiated"] < before:
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def _key(self, sha256: str) -> str:
         return f"{self.prefix}{sha256[:2]}/{sha256}"

@@ -5,6 +5,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy.orm import Session
+
+from ebbflow.cloud.registry.engine import Registry
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import full_disk_named
 
@@ -60,3 +63,18 @@ def carry_through(
         frames = "".join(traceback.format_tb(error.__traceback__))  # not its text, which may quote the corpus
         _log.error("%s: unhandled %s\n%s", what, type(error).__name__, frames)
         fail(f"INTERNAL: {type(error).__name__}. Look for {id_} in the worker's log.")
+
+
+def note(registry: Registry, what: str, write: Callable[[Session], None]) -> None:
+    """Writes down how a job ended. Where that fails, the log says so: another worker has the job, or will claim it.
+
+    Args:
+        registry: where the job is.
+        what: the job, for the log.
+        write: writes, in a transaction.
+    """
+    try:
+        with registry.transaction() as session:
+            write(session)
+    except EbbflowError as error:
+        _log.warning("%s: not noted: %s", what, error.reason.name)

@@ -15,16 +15,15 @@ from ebbflow.api.v1 import population_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.distillation import corpus, likeness
-from ebbflow.cloud.distillation.endings import Stopping, carry_through
+from ebbflow.cloud.distillation.endings import Stopping, carry_through, note
 from ebbflow.cloud.distillation.lease import Hold
 from ebbflow.cloud.distillation.variation import TeacherVariator
-from ebbflow.cloud.feedback import generation, population, population_queue
+from ebbflow.cloud.feedback import generation, population, population_queue, round_rows
 from ebbflow.cloud.feedback.evolution import Votes, crowding, quality
 from ebbflow.cloud.feedback.pool import Pool, Space, sample
-from ebbflow.cloud.feedback.rounds import aggregate_of, plan_of
 from ebbflow.cloud.registry import clock
 from ebbflow.cloud.registry.engine import Registry
-from ebbflow.cloud.registry.tables import Json, Population, Release, Round, Student
+from ebbflow.cloud.registry.tables import Json, Population, Release, Student
 from ebbflow.cloud.teacher.model import Teacher
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
@@ -84,10 +83,8 @@ class EvolutionOrder:
         targets = release.targets if release else None
         if job.round_id is None:
             return cls(student, settings, job.generation, targets, (), None, {})
-        round_ = session.get(Round, job.round_id)
-        if round_ is None:
-            raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no rounds/{job.round_id}")
-        plan, aggregate = plan_of(round_), aggregate_of(round_)
+        round_ = round_rows.find(session, job.round_id)
+        plan, aggregate = round_rows.plan_of(round_), round_rows.aggregate_of(round_)
         voted = population.of_plan(session, student.id, plan.bins)
         if voted is None:
             return cls(student, settings, job.generation, targets, (), None, _weights(aggregate))
@@ -214,9 +211,6 @@ class Evolver:
         _log.info("%s: made %d prompts", hold.name, len(made.prompts))
 
     def _note(self, job: Population, write: Callable[[Session, Population, str], None], words: str) -> None:
-        _log.warning("%s: %s", names.population(job.student_id, job.generation), words)
-        try:
-            with self.registry.transaction() as session:
-                write(session, job, words)
-        except EbbflowError as error:
-            _log.warning("%s: not noted: %s", names.population(job.student_id, job.generation), error.reason.name)
+        name = names.population(job.student_id, job.generation)
+        _log.warning("%s: %s", name, words)
+        note(self.registry, name, lambda session: write(session, job, words))

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import student_pb2
 from ebbflow.cloud.blobs.base import BlobStore
-from ebbflow.cloud.distillation import corpus
+from ebbflow.cloud.distillation import corpus, private_texts
 from ebbflow.cloud.distillation.corpus import Corpus, Text
 from ebbflow.cloud.distillation.course import Course
 from ebbflow.cloud.distillation.mixture import Documents, Sequences, encode_documents
@@ -22,7 +22,7 @@ from ebbflow.cloud.distillation.private_accounting import Account, calibrate
 from ebbflow.cloud.distillation.private_recipe import PrivateRecipe
 from ebbflow.cloud.distillation.recipe import Precision, Recipe
 from ebbflow.cloud.distillation.trainer import Trainer
-from ebbflow.cloud.feedback import adapters, population_texts, rounds
+from ebbflow.cloud.feedback import adapters, population_texts, round_rows
 from ebbflow.cloud.registry.tables import Distillation, Json, Release, Round, Student
 from ebbflow.cloud.teacher.model import Teacher, load_tokenizer
 from ebbflow.common import names
@@ -80,9 +80,7 @@ class Order:
         if job.population:
             prompts = population_texts.texts(session, student.id, job.population)
             weights = population_texts.weights(session, student.id, job.population)
-        adapter_round = session.get(Round, job.adapter_round_id) if job.adapter_round_id else None
-        if job.adapter_round_id and adapter_round is None:
-            raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no {names.make('rounds', job.adapter_round_id)}")
+        adapter_round = round_rows.find(session, job.adapter_round_id) if job.adapter_round_id else None
         targets = base.targets if base else None, sibling.targets if sibling else None
         return cls(job, student, *targets, prompts, weights, adapter_round)
 
@@ -184,7 +182,7 @@ def _private_documents(
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="private_training.sequence_length")
     if tokenizer.size > config.vocab_size:  # of the tokenizer and not of the texts, which an answer must not describe
         raise EbbflowError(Reason.TEACHER_MISMATCH, "the tokenizer has more tokens than the student")
-    texts = [text.text for text in corpus.stream(blobs, order.job.private_corpus_sha256)]
+    texts = [text.text for text in private_texts.stream(blobs, order.job.private_corpus_sha256)]
     return encode_documents(tokenizer, texts)
 
 
@@ -227,8 +225,8 @@ def _student(order: Order, tokenizer: Tokenizer, seed: int, blobs: BlobStore, sc
             blobs.fetch(_sha256(order.base, "bf16"), path)
             student = load_weights(path)
         if order.adapter_round is not None:
-            average = rounds.aggregate_of(order.adapter_round).adapter.blob_sha256.hex()
-            adapters.apply(student, blobs.read(average), rounds.plan_of(order.adapter_round).adapter)
+            average = round_rows.aggregate_of(order.adapter_round).adapter.blob_sha256.hex()
+            adapters.apply(student, blobs.read(average), round_rows.plan_of(order.adapter_round).adapter)
         return student.requires_grad_(True).train()
     if shape.initial_checkpoint:
         return load_checkpoint(Path(shape.initial_checkpoint)).train()

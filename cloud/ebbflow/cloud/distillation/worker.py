@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.distillation.checkpoint import Checkpoints
-from ebbflow.cloud.distillation.endings import Stopping, carry_through
+from ebbflow.cloud.distillation.endings import Stopping, carry_through, note
 from ebbflow.cloud.distillation.evolving import Evolver
 from ebbflow.cloud.distillation.lease import Lease
 from ebbflow.cloud.distillation.preparation import Order, Run, prepare
@@ -27,7 +27,6 @@ from ebbflow.cloud.registry.tables import Distillation, DistillationState, Json,
 from ebbflow.cloud.release.packing import PackedWeights, neighbour, number_files, pack_weights
 from ebbflow.cloud.teacher.model import native_dtype
 from ebbflow.common import names
-from ebbflow.common.errors import EbbflowError
 
 _log = logging.getLogger(__name__)
 
@@ -186,19 +185,11 @@ class Worker:
     def _stall(self, job: Distillation, words: str) -> None:
         """Leaves the job and its checkpoint for later: space can be freed, and no step shall be lost."""
         _log.warning("distillation %s: waits: %s", job.id, words)
-        try:
-            with self.registry.transaction() as session:
-                jobs.stall(session, job, clock.now(), words)
-        except EbbflowError as error:
-            _log.warning("distillation %s: not noted: %s", job.id, error.reason.name)
+        note(self.registry, f"distillation {job.id}", lambda session: jobs.stall(session, job, clock.now(), words))
 
     def _fail(self, job: Distillation, message: str) -> None:
         _log.error("distillation %s failed: %s", job.id, message)
-        try:
-            with self.registry.transaction() as session:
-                jobs.fail(session, job, clock.now(), message)
-        except EbbflowError as error:
-            _log.warning("distillation %s: its failure could not be recorded: %s", job.id, error.reason.name)
+        note(self.registry, f"distillation {job.id}", lambda session: jobs.fail(session, job, clock.now(), message))
         shutil.rmtree(self.folder / job.id, ignore_errors=True)
 
 

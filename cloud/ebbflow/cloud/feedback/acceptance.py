@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback import shares
-from ebbflow.cloud.feedback.rounds import counts, plan_of
+from ebbflow.cloud.feedback.round_rows import plan_of
+from ebbflow.cloud.feedback.rounds import counts
 from ebbflow.cloud.registry.tables import (
     Assignment,
     DeviceState,

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.feedback.round_rows import plan_of
 from ebbflow.cloud.registry.tables import FeedbackBatch, Release, Round
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import adapters
@@ -254,7 +255,7 @@ def aggregate_updates(
     Raises:
         EbbflowError: FILE_CORRUPT or BLOB_NOT_FOUND if a batch is not there any more, DISK_FULL.
     """
-    plan = pb.RoundPlan.FromString(round_.plan)
+    plan = plan_of(round_)
     average = average_of(plan, _Stored(session, blobs, round_.id, plan, left_out))
     blob = blobs.put([average.values.astype("<f4").tobytes()])
     return round_pb2.Aggregate(

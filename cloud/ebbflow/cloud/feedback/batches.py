@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.feedback import nulls
-from ebbflow.cloud.feedback.rounds import plan_of
+from ebbflow.cloud.feedback.round_rows import plan_of
 from ebbflow.cloud.registry import locks
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.cloud.feedback.round_rows import plan_of
 from ebbflow.cloud.registry.tables import FeedbackRefusal, PrivacyEntry, Round, RoundMember
 from ebbflow.common import names
 
@@ -42,7 +43,7 @@ def _refused(session: Session, agent_id: str) -> list[pb.MirroredCharge]:
     kept = sa.select(PrivacyEntry.round_id).where(PrivacyEntry.agent_id == agent_id)
     query = sa.select(Round).where(Round.id.in_(refused), Round.id.not_in(kept))
     return [
-        _charge(row.id, row.student_id, row.window, pb.RoundPlan.FromString(row.plan).mechanism.rho_nano, row.end_time)
+        _charge(row.id, row.student_id, row.window, plan_of(row).mechanism.rho_nano, row.end_time)
         for row in session.scalars(query)
     ]
 

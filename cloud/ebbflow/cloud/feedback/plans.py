@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message import Message
 from securesystemslib.signer import Signer
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -52,15 +53,18 @@ class PlanSigner:
 
     def sign(self, plan: pb.RoundPlan) -> pb.SignedPlan:
         """Serialises a plan and signs these very bytes."""
-        data = plan.SerializeToString(deterministic=True)
-        signature = self._signer.sign(data)
-        return pb.SignedPlan(plan=data, signature=bytes.fromhex(signature.signature), key_id=signature.keyid)
+        data, signature, key_id = self._sign(plan)
+        return pb.SignedPlan(plan=data, signature=signature, key_id=key_id)
 
     def sign_policy(self, document: pb.PolicyDocument) -> pb.SignedPolicy:
         """Serialises a policy and signs these very bytes."""
-        data = document.SerializeToString(deterministic=True)
+        data, signature, key_id = self._sign(document)
+        return pb.SignedPolicy(document=data, signature=signature, key_id=key_id)
+
+    def _sign(self, message: Message) -> tuple[bytes, bytes, str]:
+        data = message.SerializeToString(deterministic=True)
         signature = self._signer.sign(data)
-        return pb.SignedPolicy(document=data, signature=bytes.fromhex(signature.signature), key_id=signature.keyid)
+        return data, bytes.fromhex(signature.signature), signature.keyid
 
 
 def texts_per_bin(topics: int) -> int:

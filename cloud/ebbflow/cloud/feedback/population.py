@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import population_pb2
-from ebbflow.cloud.feedback import rounds
+from ebbflow.cloud.feedback import round_rows
 from ebbflow.cloud.feedback.evolution import by_topic
 from ebbflow.cloud.feedback.plans import TEXT_CHARACTERS
 from ebbflow.cloud.registry.tables import Population, PopulationState, Round
@@ -105,7 +105,7 @@ def topic_weights(session: Session, round_: Round, weights: Sequence[tuple[str, 
     Returns:
         The weights as they are if the bins are topics; otherwise those of each topic's prompts together.
     """
-    row = of_plan(session, round_.student_id, rounds.plan_of(round_).bins)
+    row = of_plan(session, round_.student_id, round_rows.plan_of(round_).bins)
     if row is None:
         return dict(weights)
     topics = {prompt.prompt_id: prompt.topic for prompt in prompts_of(row)}
@@ -122,7 +122,7 @@ def epsilon(session: Session, student_id: str, generation: int) -> float:
     """
     most, row = 0.0, find(session, student_id, generation)
     while row.round_id is not None:
-        plan = rounds.plan_of(rounds.find(session, row.round_id))
+        plan = round_rows.plan_of(round_rows.find(session, row.round_id))
         most = max(most, plan.policy.epsilon)
         before = of_plan(session, student_id, plan.bins)
         if before is None or before.generation >= row.generation:

@@ -1,24 +1,24 @@
-"""The queue of generations: the populations table, what may join it, and one claiming statement.
+"""The queue of generations: what may join it, and what the workers write to the jobs they hold.
 
-As with distillations, a lease lets a dead worker's job be taken over, and the attempt number, which every claim raises,
-fences what the old worker may still try to write.
+`heartbeat`, `finish`, `fail` and `stall` raise LEASE_LOST if another worker took over: stop at once, and roll back.
 """
 
 import datetime as dt
 from collections.abc import Sequence
 
-import sqlalchemy as sa
 from google.protobuf import json_format
 from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import population_pb2
-from ebbflow.cloud.feedback import population, rounds
+from ebbflow.cloud.feedback import population, round_rows
 from ebbflow.cloud.registry import locks
+from ebbflow.cloud.registry.queue import Queue
 from ebbflow.cloud.registry.tables import Population, PopulationState, Student
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
 _WAITING = (PopulationState.QUEUED, PopulationState.RUNNING)
+_QUEUE = Queue(Population, PopulationState, "population", lambda job: names.population(job.student_id, job.generation))
 
 
 def queue(
@@ -66,9 +66,9 @@ def queue(
 
 
 def _check_round(session: Session, student: Student, round_id: str) -> None:
-    round_, name = rounds.find(session, round_id), names.make("rounds", round_id)
-    rounds.check_closed(round_, student.id, "round")
-    plan = rounds.plan_of(round_)
+    round_, name = round_rows.find(session, round_id), names.make("rounds", round_id)
+    round_rows.check_closed(round_, student.id, "round")
+    plan = round_rows.plan_of(round_)
     if not plan.bins:
         raise EbbflowError(Reason.STATE_CONFLICT, f"{name} asked for adapter updates and not for votes", round=name)
     voted, ready = (
@@ -91,85 +91,32 @@ def _check_topics(student: Student, bins: Sequence[str], name: str) -> None:
 
 def claim(session: Session, worker: str, now: dt.datetime, lease: dt.timedelta) -> Population | None:
     """Takes the oldest generation that is queued or whose lease has run out; None if there is none."""
-    abandoned = sa.and_(Population.state == PopulationState.RUNNING, Population.leased_until < now)
-    pick = (
-        sa.select(Population)
-        .where(sa.or_(Population.state == PopulationState.QUEUED, abandoned))
-        .order_by(Population.create_time, Population.student_id, Population.generation)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    row = session.scalars(pick).one_or_none()
-    if row is not None:
-        row.state, row.leased_by, row.leased_until = PopulationState.RUNNING, worker, now + lease
-        row.attempt += 1
-        session.flush()
-    return row
+    return _QUEUE.claim(session, worker, now, lease)
 
 
 def heartbeat(session: Session, job: Population, now: dt.datetime, lease: dt.timedelta) -> None:
-    """Extends the lease.
-
-    Raises:
-        EbbflowError: LEASE_LOST if another worker took over; stop at once.
-    """
-    _fenced(session, job, leased_until=now + lease)
+    """Extends the lease."""
+    _QUEUE.write(session, job, leased_until=now + lease)
 
 
 def finish(session: Session, job: Population, made: population_pb2.Population) -> None:
-    """Ends a job with its prompts.
-
-    Args:
-        session: a writing transaction.
-        job: as it was claimed.
-        made: its prompts, method, reason and parents.
-
-    Raises:
-        EbbflowError: LEASE_LOST if another worker took over; roll back.
-    """
-    _fenced(
+    """Ends a job with its prompts, method, reason and parents."""
+    _QUEUE.end(
         session,
         job,
-        state=PopulationState.READY,
+        PopulationState.READY,
         prompts=[json_format.MessageToDict(prompt) for prompt in made.prompts],
         method=population_pb2.Population.Method.Name(made.method),
         reason=made.reason,
         parents=json_format.MessageToDict(made.parents) if made.HasField("parents") else {},
-        leased_by=None,
-        leased_until=None,
     )
 
 
 def fail(session: Session, job: Population, reason: str) -> None:
-    """Ends a job that cannot go on, with a sentence that names the cause and the cure.
-
-    Raises:
-        EbbflowError: LEASE_LOST if another worker took over.
-    """
-    _fenced(session, job, state=PopulationState.FAILED, reason=reason, leased_by=None, leased_until=None)
+    """Ends a job that cannot go on, with a sentence that names the cause and the cure."""
+    _QUEUE.end(session, job, PopulationState.FAILED, reason=reason)
 
 
 def stall(session: Session, job: Population, reason: str) -> None:
-    """Says what keeps a job from going on for now; it is claimed again when its lease has run out.
-
-    Raises:
-        EbbflowError: LEASE_LOST if another worker took over.
-    """
-    _fenced(session, job, reason=reason)
-
-
-def _fenced(session: Session, job: Population, **values: object) -> None:
-    done = session.execute(
-        sa.update(Population)
-        .where(
-            Population.student_id == job.student_id,
-            Population.generation == job.generation,
-            Population.state == PopulationState.RUNNING,
-            Population.attempt == job.attempt,
-        )
-        .values(**values)
-        .execution_options(synchronize_session=False)
-    )
-    if done.rowcount != 1:  # type: ignore[attr-defined]
-        name = names.population(job.student_id, job.generation)
-        raise EbbflowError(Reason.LEASE_LOST, f"{name} is no longer this worker's", population=name)
+    """Says what keeps a job from going on for now; it is claimed again when its lease has run out."""
+    _QUEUE.write(session, job, reason=reason)

@@ -4,8 +4,8 @@ import datetime as dt
 
 import sqlalchemy as sa
 
-from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.feedback.round_rows import plan_of
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import FeedbackBatch, Round, RoundState
 from ebbflow.common.privacy.calibration import DEFAULT_RETENTION_DAYS
@@ -33,7 +33,7 @@ def forget(registry: Registry, blobs: BlobStore, now: dt.datetime) -> list[str]:
 
 
 def _is_over(row: Round, now: dt.datetime) -> bool:
-    days = pb.RoundPlan.FromString(row.plan).policy.retention_days or DEFAULT_RETENTION_DAYS
+    days = plan_of(row).policy.retention_days or DEFAULT_RETENTION_DAYS
     return row.end_time + dt.timedelta(days=days) <= now
 
 

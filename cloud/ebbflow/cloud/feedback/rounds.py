@@ -2,6 +2,7 @@
 
 import datetime as dt
 import secrets
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ from ebbflow.cloud.feedback import cohort, policies
 from ebbflow.cloud.feedback.adapters import aggregate_updates
 from ebbflow.cloud.feedback.aggregate import aggregate, pool
 from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, DEFAULT_NEAR_MICRO, PlanSigner, Timing, make_plan
+from ebbflow.cloud.feedback.round_rows import aggregate_of, find, plan_of
 from ebbflow.cloud.feedback.suspects import under_noised
 from ebbflow.cloud.registry import changes
 from ebbflow.cloud.registry.engine import Registry
@@ -30,6 +32,7 @@ from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.accounting import epsilon_of
 from ebbflow.common.privacy.calibration import calibrate
+from ebbflow.common.privacy.composition import within
 from ebbflow.common.privacy.windows import window_end, window_start
 
 DEFAULT_DURATION = dt.timedelta(days=1)
@@ -37,16 +40,6 @@ DEFAULT_LOOKBACK = dt.timedelta(days=7)
 
 AdapterMaker = Callable[[pb.PrivacyPolicy, Sequence[cohort.Member]], pb.AdapterPlan]
 """Makes the plan of a round of adapter updates for a policy and a cohort, or refuses: too few agents for a signal."""
-
-
-def plan_of(round_: Round) -> pb.RoundPlan:
-    """Returns the plan of a round."""
-    return pb.RoundPlan.FromString(round_.plan)
-
-
-def aggregate_of(round_: Round) -> round_pb2.Aggregate:
-    """Returns what came of a round; empty until it is closed."""
-    return json_format.ParseDict(round_.aggregate, round_pb2.Aggregate(), ignore_unknown_fields=True)
 
 
 def of_window(session: Session, round_: Round) -> round_pb2.Aggregate:
@@ -74,38 +67,6 @@ def _question(plan: pb.RoundPlan) -> tuple[list[pb.Bin], int]:
     return list(plan.bins), plan.measure
 
 
-def find(session: Session, round_id: str) -> Round:
-    """Returns a round.
-
-    Raises:
-        EbbflowError: ROUND_NOT_FOUND.
-    """
-    row = session.get(Round, round_id)
-    if row is None:
-        name = names.make("rounds", round_id)
-        raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no {name}", round=name)
-    return row
-
-
-def check_closed(row: Round, student_id: str, field: str) -> None:
-    """Refuses a round that is another student's, or still open.
-
-    Args:
-        row: the round.
-        student_id: whose it should be.
-        field: of the request that names it, for the error.
-
-    Raises:
-        EbbflowError: INVALID_REQUEST, STATE_CONFLICT.
-    """
-    name = names.make("rounds", row.id)
-    if row.student_id != student_id:
-        message = f"{name} belongs to {names.make('students', row.student_id)}"
-        raise EbbflowError(Reason.INVALID_REQUEST, message, field=field)
-    if row.state is not RoundState.CLOSED:
-        raise EbbflowError(Reason.STATE_CONFLICT, f"{name} is still open: close it first", round=name)
-
-
 def epsilon_of_round(round_: Round) -> float:
     """Epsilon of this one round for each user on an agent, at its policy's delta."""
     plan = plan_of(round_)
@@ -121,13 +82,14 @@ def _check_budget(session: Session, plan: pb.RoundPlan, student_id: str) -> None
         Round.end_time < window_end(plan.window, days),
     )
     earlier = [plan_of(round_) for round_ in session.scalars(query)]
-    spent = sum(before.mechanism.rho_nano for before in earlier)
+    costs = Counter(each.mechanism.rho_nano for each in (*earlier, plan))
     policy = plan.policy
     window = f"the window {plan.window} of {days} days"
     if len(earlier) >= policy.rounds_per_window:
         message = f"{window} has had its rounds: {len(earlier)} of {policy.rounds_per_window}"
         raise EbbflowError(Reason.BUDGET_EXHAUSTED, message, window=plan.window)
-    if spent + plan.mechanism.rho_nano > policy.rho_cap_nano:
+    spent = sum(cost * rounds for cost, rounds in costs.items())
+    if spent > policy.rho_cap_nano or not within(costs, policy.epsilon, policy.delta):
         message = f"{window} had {len(earlier)} rounds that leave too little of what the policy allows now"
         raise EbbflowError(Reason.BUDGET_EXHAUSTED, message, window=plan.window)
 
@@ -232,9 +194,7 @@ def close_round(
     Raises:
         EbbflowError: ROUND_NOT_FOUND.
     """
-    round_ = session.get(Round, round_id, with_for_update=True, populate_existing=True)
-    if round_ is None:
-        raise EbbflowError(Reason.ROUND_NOT_FOUND, f"there is no round rounds/{round_id}", round=round_id)
+    round_ = find(session, round_id, for_update=True)
     if round_.state == RoundState.OPEN:
         found = under_noised(session, round_) if suspects is None else suspects
         round_.aggregate = json_format.MessageToDict(_aggregate(session, round_, blobs, found))

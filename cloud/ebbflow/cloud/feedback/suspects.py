@@ -10,8 +10,8 @@ from fractions import Fraction
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback import nulls
+from ebbflow.cloud.feedback.round_rows import plan_of
 from ebbflow.cloud.registry.tables import FeedbackBatch, FeedbackRefusal, Round
 from ebbflow.common.privacy.calibration import variance_of
 from ebbflow.common.privacy.checks import Refusal
@@ -35,7 +35,7 @@ def under_noised(session: Session, round_: Round) -> set[str]:
     pooled = session.scalars(rounds.order_by(Round.create_time.desc(), Round.id.desc()).limit(POOLED_ROUNDS)).all()
     found: dict[tuple[str, Fraction], nulls.Tally] = defaultdict(nulls.Tally)
     for row in pooled:
-        plan = pb.RoundPlan.FromString(row.plan)
+        plan = plan_of(row)
         variance = variance_of(plan.mechanism)
         query = sa.select(FeedbackBatch.agent_id, FeedbackBatch.noisy).where(FeedbackBatch.round_id == row.id)
         for agent_id, noisy in session.execute(query.execution_options(yield_per=500)):

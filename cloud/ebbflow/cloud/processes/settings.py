@@ -78,6 +78,11 @@ class CloudSettings(BaseSettings):
     checkpoint_interval_s: float = Field(
         default=60.0, gt=0, description="Seconds between a distillation's checkpoints."
     )
+    private_texts_days: float = Field(
+        default=1.0,
+        ge=0,
+        description="Days that private texts stay in the blob store after the last distillation on them has ended.",
+    )
     threads: int = Field(default=0, ge=0, description="Threads of one torch process; 0 means as many as cores.")
     gate_max_regression: float = Field(
         default=0.25, ge=0, description="Share by which a release may be worse than its base in bits per byte."

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ebbflow.cloud.distillation import private_texts
 from ebbflow.cloud.feedback import retention, rounds
 from ebbflow.cloud.registry import answers, clock
 from ebbflow.cloud.release import publish, standing, withdraw
@@ -26,6 +27,8 @@ DELTAS_EVERY = dt.timedelta(seconds=2)
 SLOW_JOBS_EVERY = dt.timedelta(seconds=10)
 WARNINGS_EVERY = dt.timedelta(days=1)
 FORGET_EVERY = dt.timedelta(hours=1)
+UPLOAD_LASTS = dt.timedelta(days=1)
+"""What is left of an upload that broke off may be of private texts too; one that runs is younger."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,14 @@ def jobs_of(cloud: Cloud) -> list[Job]:
         retention.forget(registry, cloud.blobs, now)
         return False
 
+    def forget_texts(now: dt.datetime) -> bool:
+        private_texts.forget(registry, cloud.blobs, now, dt.timedelta(days=cloud.settings.private_texts_days))
+        return False
+
+    def sweep_uploads(now: dt.datetime) -> bool:
+        cloud.blobs.sweep(now - UPLOAD_LASTS)
+        return False
+
     def sweep(now: dt.datetime) -> bool:
         with registry.transaction() as session:
             presence.drop_stale(session, now, cloud.settings.heartbeat_interval_s)
@@ -124,4 +135,6 @@ def jobs_of(cloud: Cloud) -> list[Job]:
         Job("retiring releases", retire, SLOW_JOBS_EVERY),
         Job("sweeping", sweep, SLOW_JOBS_EVERY),
         Job("forgetting old batches", forget, FORGET_EVERY),
+        Job("forgetting private texts", forget_texts, SLOW_JOBS_EVERY),
+        Job("sweeping broken uploads", sweep_uploads, FORGET_EVERY),
     ]

@@ -157,7 +157,11 @@ class Distillation(Base):
     """One run that makes one release; also the work queue of the workers."""
 
     __tablename__ = "distillations"
-    __table_args__ = (sa.Index(None, "state", "leased_until"), sa.Index(None, "student_id", "create_time"))
+    __table_args__ = (
+        sa.Index(None, "state", "leased_until"),
+        sa.Index(None, "student_id", "create_time"),
+        sa.Index(None, "private_corpus_sha256"),
+    )
     id: Mapped[str] = mapped_column(sa.String(63), primary_key=True)
     student_id: Mapped[str] = mapped_column(sa.ForeignKey("students.id"))
     state: Mapped[DistillationState] = mapped_column(_enum(DistillationState, "state"))
@@ -191,6 +195,8 @@ class Distillation(Base):
     """Private texts to train on last, by DP-SGD; empty for none."""
     private_training: Mapped[Json] = mapped_column(default_factory=dict)
     """PrivateTraining."""
+    private_corpus_delete_time: Mapped[dt.datetime | None] = mapped_column(default=None)
+    """When the private texts were deleted. Their hash stays, to tell what training on them again adds up to."""
 
 
 class Release(Base):

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from google.protobuf import json_format
 from sqlalchemy.orm import Session
 
-from ebbflow.api.v1 import distillation_pb2
-from ebbflow.cloud.distillation.private_recipe import DEFAULT_DELTA
+from ebbflow.cloud.distillation import private_account
 from ebbflow.cloud.registry.tables import Distillation, Release
 
 
@@ -22,18 +20,15 @@ class Costs:
 
 
 def costs(session: Session, job: Distillation) -> Costs:
-    """Adds up private training along the chain of base releases (basic composition), the job's own included."""
-    epsilon = delta = 0.0
+    """Adds up private training along the chain of base releases, the job's own included."""
+    trainings = []
     at: Distillation | None = job
     while at is not None:
         if at.private_corpus_sha256:
-            training = json_format.ParseDict(
-                at.private_training, distillation_pb2.PrivateTraining(), ignore_unknown_fields=True
-            )
-            epsilon += training.pld_epsilon or training.epsilon
-            delta += training.delta or DEFAULT_DELTA
+            trainings.append(private_account.read(at.private_training))
         at = _before(session, at)
-    return Costs(job.feedback_epsilon, epsilon, delta)
+    total = private_account.together(trainings)
+    return Costs(job.feedback_epsilon, total.epsilon, total.delta)
 
 
 def _before(session: Session, job: Distillation) -> Distillation | None:

@@ -96,7 +96,7 @@ class ArtefactService(artefact_pb2_grpc.ArtefactServiceServicer):
             blob = await cloud.in_thread(cloud.uploads, lambda: cloud.blobs.put(upload.chunks()))
         finally:
             upload.cancelled = True
-        call.resource = f"blobs/{blob.sha256}"
+        call.resource = "" if upload.private else f"blobs/{blob.sha256}"
         await cloud.change(lambda _session, _now: None)
         return pb.WriteBlobResponse(sha256=bytes.fromhex(blob.sha256), size_bytes=blob.size_bytes)
 
@@ -108,6 +108,7 @@ class _Upload:
         self._requests = requests
         self._loop = loop
         self.cancelled = False
+        self.private = False
 
     def chunks(self) -> Iterator[bytes]:
         """Chunks until the sender has ended; raises if it went away, so that a torn file is never kept."""
@@ -115,6 +116,7 @@ class _Upload:
             if len(request.chunk) > MAX_WRITE_BYTES:
                 message = f"a chunk has at most {MAX_WRITE_BYTES} bytes"
                 raise EbbflowError(Reason.INVALID_REQUEST, message, field="chunk")
+            self.private |= request.private
             yield request.chunk
         if self.cancelled:
             raise EbbflowError(Reason.INVALID_REQUEST, "the sender went away")

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import distillation_pb2 as pb
 from ebbflow.api.v1 import distillation_pb2_grpc
+from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.distillation import private_account, private_texts
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import Distillation, DistillationState
@@ -44,19 +46,23 @@ class DistillationService(distillation_pb2_grpc.DistillationServiceServicer):
 
         def work(session: Session, now: dt.datetime) -> pb.CreateDistillationResponse:
             def act() -> pb.CreateDistillationResponse:
-                row = _queue(session, wanted, private, now)
+                row = _queue(session, wanted, private, cloud.blobs, now)
                 return pb.CreateDistillationResponse(distillation=distillations.distillation(row))
 
             answer = remember(session, call.actor, request.request_id, request, now, act, pb.CreateDistillationResponse)
             call.resource = answer.distillation.name
             return answer
 
-        return await cloud.change(work)
+        answer = await cloud.change(work)
+        await self._add_account(answer.distillation)
+        return answer
 
     async def GetDistillation(self, request: pb.GetDistillationRequest, context: Context) -> pb.GetDistillationResponse:
         """Returns one."""
         row = await self._cloud.read(lambda session: find(session, names.parse(request.name, "distillations")))
-        return pb.GetDistillationResponse(distillation=distillations.distillation(row))
+        message = distillations.distillation(row)
+        await self._add_account(message)
+        return pb.GetDistillationResponse(distillation=message)
 
     async def ListDistillations(
         self, request: pb.ListDistillationsRequest, context: Context
@@ -104,6 +110,29 @@ class DistillationService(distillation_pb2_grpc.DistillationServiceServicer):
 
         return await self._cloud.change(work)
 
+    async def DeletePrivateCorpus(
+        self, request: pb.DeletePrivateCorpusRequest, context: Context
+    ) -> pb.DeletePrivateCorpusResponse:
+        """Deletes private texts that nobody needs any more."""
+        blobs = self._cloud.blobs
+
+        def work(session: Session, now: dt.datetime) -> pb.DeletePrivateCorpusResponse:
+            sha256 = _private_corpus(session, request)
+            return pb.DeletePrivateCorpusResponse(deleted=private_texts.delete(session, blobs, sha256, now))
+
+        return await self._cloud.change(work)
+
+    async def _add_account(self, message: pb.Distillation) -> None:
+        """Completes an answer by what all training on the same private texts costs."""
+        if not message.HasField("private_training"):
+            return
+        id_ = names.parse(message.name, "distillations")
+        runs = await self._cloud.read(
+            lambda session: private_account.runs_on(session, find(session, id_).private_corpus_sha256)
+        )
+        account = await self._cloud.in_thread(self._cloud.files, lambda: distillations.account(runs))
+        message.private_account.CopyFrom(account)
+
 
 def find(session: Session, id_: str) -> Distillation:
     """Returns a distillation.
@@ -118,9 +147,25 @@ def find(session: Session, id_: str) -> Distillation:
     return row
 
 
-def _queue(session: Session, wanted: pb.Distillation, private: sources.Private, now: dt.datetime) -> Distillation:
+def _private_corpus(session: Session, request: pb.DeletePrivateCorpusRequest) -> str:
+    """Returns the hash of the texts that a request means."""
+    if bool(request.name) == bool(request.private_corpus_sha256):
+        raise EbbflowError(Reason.INVALID_REQUEST, "give either name or private_corpus_sha256", field="name")
+    if request.private_corpus_sha256:
+        return sources.private_sha256(request.private_corpus_sha256, "private_corpus_sha256")
+    sha256 = find(session, names.parse(request.name, "distillations")).private_corpus_sha256
+    if not sha256:
+        raise EbbflowError(Reason.INVALID_REQUEST, f"{request.name} has no private texts", field="name")
+    return sha256
+
+
+def _queue(
+    session: Session, wanted: pb.Distillation, private: sources.Private, blobs: BlobStore, now: dt.datetime
+) -> Distillation:
     student = find_student(session, names.parse(wanted.student, "students"))
     found = sources.resolve(session, wanted, student)
+    if private.corpus_sha256:
+        private_texts.reserve(session, blobs, private.corpus_sha256)
     row = Distillation(
         id=secrets.token_hex(6),
         student_id=student.id,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
 
-from ebbflow.cloud.feedback import population, rounds
+from ebbflow.cloud.feedback import population, round_rows, rounds
 from ebbflow.cloud.registry.tables import Round
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
@@ -51,16 +51,16 @@ def of_round(session: Session, row: Round, student_id: str, *, alone: bool = Fal
     Raises:
         EbbflowError: INVALID_REQUEST if it is another student's round, STATE_CONFLICT while it is open.
     """
-    rounds.check_closed(row, student_id, "distillation.round")
-    if rounds.aggregate_of(row).HasField("adapter"):
+    round_rows.check_closed(row, student_id, "distillation.round")
+    if round_rows.aggregate_of(row).HasField("adapter"):
         message = (
             f"{names.make('rounds', row.id)} collected adapter updates, which give no mixture: name it as adapter_round"
         )
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
-    aggregate = rounds.aggregate_of(row) if alone else rounds.of_window(session, row)
+    aggregate = round_rows.aggregate_of(row) if alone else rounds.of_window(session, row)
     if not aggregate.informative:
         return Resolved()
-    policy = rounds.plan_of(row).policy
+    policy = round_rows.plan_of(row).policy
     weights = [(bin_.bin_id, bin_.weight) for bin_ in aggregate.bins]
     return Resolved(_normalised(population.topic_weights(session, row, weights)), policy.epsilon)
 

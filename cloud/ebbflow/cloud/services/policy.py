@@ -68,6 +68,7 @@ _BY_SERVICE: dict[str, dict[str, Rule]] = {
         "ListDistillations": _READ,
         "WatchDistillation": _READ,
         "CancelDistillation": _OPERATE,
+        "DeletePrivateCorpus": _OPERATE,
     },
     "ReleaseService": {
         "GetRelease": _READ,

@@ -14,6 +14,7 @@ from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.feedback import adapters, cohort, population
 from ebbflow.cloud.feedback import rounds as feedback
 from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, DEFAULT_NEAR_MICRO, read_bins
+from ebbflow.cloud.feedback.round_rows import find
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.paging import page
 from ebbflow.cloud.registry.tables import Round
@@ -104,9 +105,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
         """Returns one."""
         id_ = names.parse(request.name, "rounds")
-        return pb.GetRoundResponse(
-            round=await self._cloud.read(lambda session: _message(session, feedback.find(session, id_)))
-        )
+        return pb.GetRoundResponse(round=await self._cloud.read(lambda session: _message(session, find(session, id_))))
 
     async def ListRounds(self, request: pb.ListRoundsRequest, context: Context) -> pb.ListRoundsResponse:
         """Returns a page, newest first."""

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import distillation_pb2 as pb
 from ebbflow.cloud.blobs.base import BlobStore
-from ebbflow.cloud.distillation import corpus
+from ebbflow.cloud.distillation import private_texts
 from ebbflow.cloud.distillation.private_recipe import PrivateRecipe
 from ebbflow.cloud.distillation.recipe import Recipe
-from ebbflow.cloud.feedback import adapters, population, rounds
+from ebbflow.cloud.feedback import adapters, population, round_rows
 from ebbflow.cloud.registry.tables import Distillation, Json, Release, Round, Student
 from ebbflow.cloud.services import mixture
 from ebbflow.cloud.services.convert.common import to_json
@@ -55,25 +55,35 @@ def private(wanted: pb.Distillation, blobs: BlobStore) -> Private:
     Raises:
         EbbflowError: INVALID_REQUEST naming the field; BLOB_NOT_FOUND; CORPUS_INVALID with the line that is wrong.
     """
-    sha256 = wanted.private_corpus_sha256
-    changes_weights = bool(sha256 or wanted.adapter_round)
+    named = wanted.private_corpus_sha256
+    changes_weights = bool(named or wanted.adapter_round)
     recipe = Recipe.from_json(to_json(wanted.recipe), least_steps=0 if changes_weights else 1)
     if not recipe.steps and not (wanted.base_release or wanted.adapter_round):
         raise _wrong("recipe.steps may be 0 only with a base_release to change", "recipe.steps")
-    if not sha256:
+    if not named:
         if wanted.HasField("private_training"):
             raise _wrong("private_training needs private_corpus_sha256", "distillation.private_corpus_sha256")
         return Private()
-    if len(sha256) != _SHA256_BYTES:
-        raise _wrong("private_corpus_sha256 must be 32 bytes", "distillation.private_corpus_sha256")
+    sha256 = private_sha256(named, "distillation.private_corpus_sha256")
     training = pb.PrivateTraining()
     training.CopyFrom(wanted.private_training)
     for output in ("noise_multiplier", "pld_epsilon", "prv_epsilon"):
         training.ClearField(output)
     PrivateRecipe.from_json(to_json(training), recipe.sequence_length)
-    for _ in corpus.stream(blobs, sha256.hex()):
+    for _ in private_texts.stream(blobs, sha256):
         pass
-    return Private(sha256.hex(), to_json(training))
+    return Private(sha256, to_json(training))
+
+
+def private_sha256(said: bytes, field_name: str) -> str:
+    """Returns the hash of private texts as the registry writes it.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST if it has another length.
+    """
+    if len(said) != _SHA256_BYTES:
+        raise _wrong(f"private_corpus_sha256 must be {_SHA256_BYTES} bytes", field_name)
+    return said.hex()
 
 
 def resolve(session: Session, wanted: pb.Distillation, student: Student) -> Sources:
@@ -91,12 +101,12 @@ def resolve(session: Session, wanted: pb.Distillation, student: Student) -> Sour
         epsilons.append(population.epsilon(session, student.id, wanted.population))
     if wanted.adapter_round:
         round_ = _adapter_round(session, wanted, student)
-        changed = rounds.aggregate_of(round_).adapter.release
+        changed = round_rows.aggregate_of(round_).adapter.release
         if base not in {None, changed}:
             message = f"{wanted.adapter_round} changes {names.release(student.id, changed)} and no other release"
             raise _wrong(message, "distillation.base_release")
         base = changed
-        epsilons.append(rounds.plan_of(round_).policy.epsilon)
+        epsilons.append(round_rows.plan_of(round_).policy.epsilon)
     return Sources(
         mixture=mixed.mixture,
         base_release=base,
@@ -114,7 +124,7 @@ def _mixture(session: Session, wanted: pb.Distillation, student: Student) -> mix
     if wanted.round_alone and not wanted.round:
         raise _wrong("round_alone needs a round", "distillation.round")
     if wanted.round:
-        round_ = rounds.find(session, names.parse(wanted.round, "rounds"))
+        round_ = round_rows.find(session, names.parse(wanted.round, "rounds"))
         return mixture.of_round(session, round_, student.id, alone=wanted.round_alone)
     return mixture.Resolved()
 
@@ -127,9 +137,9 @@ def _base(session: Session, wanted: pb.Distillation, student: Student) -> int:
 
 
 def _adapter_round(session: Session, wanted: pb.Distillation, student: Student) -> Round:
-    row = rounds.find(session, names.parse(wanted.adapter_round, "rounds"))
-    rounds.check_closed(row, student.id, "distillation.adapter_round")
-    adapters.check_usable(rounds.aggregate_of(row))
+    row = round_rows.find(session, names.parse(wanted.adapter_round, "rounds"))
+    round_rows.check_closed(row, student.id, "distillation.adapter_round")
+    adapters.check_usable(round_rows.aggregate_of(row))
     return row
 
 

@@ -349,9 +349,11 @@ class PrivateAccount(_message.Message):
     EPSILON_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     epsilon: _builtins.float
-    """Epsilon of all of them, by privacy loss distributions; one that has not begun counts with the epsilon of its order."""
+    """Epsilon of all of them, by privacy loss distributions; those that have not begun are added with the epsilon of their
+    orders.
+    """
     delta: _builtins.float
-    """The delta that goes with it: the sum of theirs."""
+    """The delta that goes with it: the smallest of those that have begun, and those of the others on top."""
     @_builtins.property
     def distillations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The distillations, oldest first, such as "distillations/6f0a": those that wait, run or succeeded, and those that ended

@@ -1,6 +1,9 @@
 """Distillations."""
 
+from collections.abc import Sequence
+
 from ebbflow.api.v1 import distillation_pb2 as pb
+from ebbflow.cloud.distillation import private_account
 from ebbflow.cloud.registry.tables import Distillation, DistillationState
 from ebbflow.cloud.services.convert.common import from_json, timestamp
 from ebbflow.common import names
@@ -37,4 +40,12 @@ def distillation(row: Distillation) -> pb.Distillation:
         population_share=row.population_share,
         adapter_round=names.make("rounds", row.adapter_round_id) if row.adapter_round_id else "",
         private_training=from_json(row.private_training, pb.PrivateTraining) if row.private_corpus_sha256 else None,
+        private_corpus_delete_time=timestamp(row.private_corpus_delete_time),
     )
+
+
+def account(runs: Sequence[private_account.Run]) -> pb.PrivateAccount:
+    """What runs on the same private texts cost together. Takes a tenth of a second for each."""
+    total = private_account.together(run.training for run in runs)
+    listed = [names.make("distillations", run.name) for run in runs]
+    return pb.PrivateAccount(distillations=listed, epsilon=total.epsilon, delta=total.delta)

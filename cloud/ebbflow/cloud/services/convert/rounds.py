@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from ebbflow.api.v1 import feedback_pb2, round_pb2
+from ebbflow.api.v1 import round_pb2
+from ebbflow.cloud.feedback.round_rows import aggregate_of, plan_of
 from ebbflow.cloud.registry.tables import Round, RoundState
-from ebbflow.cloud.services.convert.common import from_json, timestamp
+from ebbflow.cloud.services.convert.common import timestamp
 from ebbflow.common import names
 
 STATES = {RoundState.OPEN: round_pb2.Round.STATE_OPEN, RoundState.CLOSED: round_pb2.Round.STATE_CLOSED}
@@ -24,10 +25,10 @@ def round_(row: Round, counts: Counts) -> round_pb2.Round:
     return round_pb2.Round(
         name=names.make("rounds", row.id),
         state=STATES[row.state],
-        plan=feedback_pb2.RoundPlan.FromString(row.plan),
+        plan=plan_of(row),
         cohort_size=counts.cohort,
         batches_accepted=counts.accepted,
         batches_refused=counts.refused,
-        aggregate=from_json(row.aggregate, round_pb2.Aggregate) if row.aggregate else None,
+        aggregate=aggregate_of(row) if row.aggregate else None,
         create_time=timestamp(row.create_time),
     )
