@@ -8,9 +8,9 @@ from math import log10
 from typing import Any
 
 PANEL_WIDTH, HEIGHT = 330, 250
-LEFT, TOP, BOTTOM, GAP = 52, 40, 46, 40
+LEFT, TOP, BOTTOM, GAP = 52, 40, 76, 60
 COLOURS = ("#9ecae1", "#6baed6", "#3182bd", "#08519c")
-LEAST = -0.25
+LEAST = -0.05
 _DASHES = ' stroke-dasharray="4 3"'
 _TEXT = 'font-family="sans-serif" font-size="11" fill="#444"'
 
@@ -28,7 +28,9 @@ def draw(figures: dict[str, Any]) -> str:
         parts += _panel(
             name, [row for row in rows if row["feedback"] == "private"], LEFT + number * (PANEL_WIDTH + GAP)
         )
-    return "\n".join([*parts, "</svg>\n"])
+    rows = [row for name in panels for row in panels[name]]
+    epsilons = sorted({row["epsilon"] for row in rows if row["feedback"] == "private"})
+    return "\n".join([*parts, *_legend(epsilons, LEFT, TOP + HEIGHT + BOTTOM - 14), "</svg>\n"])
 
 
 def _panel(name: str, rows: Sequence[dict[str, Any]], left: float) -> Iterable[str]:
@@ -56,14 +58,15 @@ def _panel(name: str, rows: Sequence[dict[str, Any]], left: float) -> Iterable[s
             dashes = _DASHES if rounds == 1 else ""
             yield f'<polyline points="{_path(points)}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
             yield from (f'<circle cx="{at:.1f}" cy="{up:.1f}" r="3" fill="{colour}"/>' for at, up in points)
-    for number, (colour, epsilon) in enumerate(zip(COLOURS, epsilons, strict=False)):
-        at, up = left + PANEL_WIDTH - 78, y(0.0) - 58 + 16 * number
-        yield f'<path d="M{at} {up - 4:.1f}h18" stroke="{colour}" stroke-width="3"/>'
-        yield f'<text x="{at + 24}" y="{up:.1f}" {_TEXT}>ε = {epsilon:g}</text>'
-    at, up = left + PANEL_WIDTH - 200, y(0.0) - 26
-    for number, (words, dashes) in enumerate((("a whole window", ""), ("one of its rounds", _DASHES))):
-        yield f'<path d="M{at} {up - 4 + 16 * number:.1f}h18" stroke="#666" stroke-width="2"{dashes}/>'
-        yield f'<text x="{at + 24}" y="{up + 16 * number:.1f}" {_TEXT}>{words}</text>'
+
+
+def _legend(epsilons: Sequence[float], left: float, up: float) -> Iterable[str]:
+    kinds = [(colour, "", f"ε = {epsilon:g}") for colour, epsilon in zip(COLOURS, epsilons, strict=False)]
+    kinds += [("#666", "", "a whole window"), ("#666", _DASHES, "one of its rounds")]
+    for number, (colour, dashes, words) in enumerate(kinds):
+        at = left + 80 * number + 50 * (number > len(epsilons))
+        yield f'<path d="M{at} {up - 4:.1f}h22" stroke="{colour}" stroke-width="3"{dashes}/>'
+        yield f'<text x="{at + 28}" y="{up:.1f}" {_TEXT}>{words}</text>'
 
 
 def _drawn(row: dict[str, Any], epsilon: float, rounds: int) -> bool:
