@@ -12,7 +12,7 @@ from ebbflow.edge.agent.runtime import Agent
 from ebbflow.edge.agent.settings import AgentSettings
 from ebbflow.edge.agent.waiting import Pace
 
-FAST = Pace(first_s=0.1, most_s=0.5, shut_out_s=0.5)
+FAST = Pace(first_s=0.1, most_s=0.5, shut_out_s=0.5, voted_s=0.2, studied_s=0.5)
 
 
 async def enrolled(cloud: CloudWorld, settings: AgentSettings) -> str:

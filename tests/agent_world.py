@@ -11,7 +11,7 @@ from typing import Any
 import tiny_students
 from google.protobuf.json_format import MessageToDict
 
-from ebbflow.api.v1.feedback_pb2 import Bin, PrivacyPolicy
+from ebbflow.api.v1.feedback_pb2 import Bin, PrivacyPolicy, RoundPlan
 from ebbflow.cloud.feedback import rounds
 from ebbflow.cloud.identity import certificates, tokens
 from ebbflow.cloud.processes import init
@@ -163,13 +163,21 @@ class CloudWorld:
                 certificates.revoke_subject(session, agent, now())
             bump(session, "desired_state")
 
-    def open_round(self, student_id: str = "faq", duration: dt.timedelta = dt.timedelta(hours=1)) -> str:
+    def open_round(
+        self,
+        student_id: str = "faq",
+        duration: dt.timedelta = dt.timedelta(hours=1),
+        texts: int = 1,
+        measure: "RoundPlan.Measure.ValueType" = RoundPlan.MEASURE_UNSPECIFIED,
+    ) -> str:
         """Opens a round over two bins; returns its id."""
-        bins = [Bin(bin_id="files", texts=["read a file"]), Bin(bin_id="greetings", texts=["Grüße"])]
+        topics = {"files": "read a file", "greetings": "Grüße"}
+        bins = [Bin(bin_id=topic, texts=[text] * texts) for topic, text in topics.items()]
         with self.cloud.registry.transaction() as session:
             student = session.get_one(Student, student_id)
             lookback = dt.timedelta(hours=1)
-            return rounds.open_round(session, student, bins, self.cloud.plan_signer, now(), duration, lookback).id
+            signer = self.cloud.plan_signer
+            return rounds.open_round(session, student, bins, signer, now(), duration, lookback, measure=measure).id
 
     def batches(self) -> list[FeedbackBatch]:
         """What the cloud has kept."""

@@ -10,7 +10,7 @@ from feedback_world import AGENTS, DAY, NOW, SIGNER, add_fleet, open_round
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.api.v1.round_pb2_grpc import RoundServiceStub
-from ebbflow.cloud.feedback import cohort, policies, rounds
+from ebbflow.cloud.feedback import cohort, policies, round_rows
 from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
@@ -48,17 +48,24 @@ def enrolled(registry: Registry, agent_id: str, time: dt.datetime) -> None:
         agent.new_device, agent.create_time = False, time
 
 
-def test_an_identity_younger_than_a_window_and_a_day_is_not_asked(fleet: Registry) -> None:
-    enrolled(fleet, AGENTS[0], NOW - 30 * DAY)
-    enrolled(fleet, AGENTS[1], NOW - 31 * DAY)
+def test_an_identity_younger_than_a_window_is_not_asked(fleet: Registry) -> None:
+    enrolled(fleet, AGENTS[0], NOW - 29 * DAY)
+    enrolled(fleet, AGENTS[1], NOW - 30 * DAY)
     assert members(fleet, open_round(fleet)) == [AGENTS[1], AGENTS[2]]
     assert members(fleet, open_round(fleet, NOW + DAY)) == list(AGENTS)
+
+
+def test_an_identity_is_not_asked_in_a_window_that_began_before_it_was_a_week_old(fleet: Registry) -> None:
+    """Windows of 30 days begin on 2026-11-03 and 2026-12-03."""
+    enrolled(fleet, AGENTS[0], NOW - 7 * DAY)
+    assert members(fleet, open_round(fleet, NOW + 24 * DAY)) == [AGENTS[1], AGENTS[2]]
+    assert members(fleet, open_round(fleet, NOW + 30 * DAY)) == list(AGENTS)
 
 
 def test_where_all_have_to_wait_the_cure_is_named(fleet: Registry) -> None:
     for day, agent_id in enumerate(AGENTS):
         enrolled(fleet, agent_id, NOW - day * DAY)
-    with pytest.raises(EbbflowError, match=r"\(3\) got .* from 2026-12-02 12:00 UTC on\. .*--new-device") as caught:
+    with pytest.raises(EbbflowError, match=r"\(3\) .* from 2026-12-03 00:00 UTC on\. .*--new-device") as caught:
         open_round(fleet)
     assert caught.value.reason is Reason.IDENTITY_WAITS
     with fleet.reading() as session:
@@ -70,7 +77,7 @@ def test_an_agent_whose_lifetime_is_spent_is_not_asked(fleet: Registry) -> None:
         student = session.get_one(Student, "faq")
         policy = pb.PrivacyPolicy(lifetime_rho_cap_nano=rho_nano_cap(4.5, 1e-6))
         policies.append(session, student, policy, "", PlanSigner(SIGNER), NOW)
-    cost = rounds.plan_of(open_round(fleet)).mechanism.rho_nano
+    cost = round_rows.plan_of(open_round(fleet)).mechanism.rho_nano
     assert 4 * cost < rho_nano_cap(4.5, 1e-6) < 6 * cost
     for number in range(5):
         spend(fleet, AGENTS[0], f"old{number}", cost)

@@ -107,6 +107,17 @@ def test_a_shorter_window_does_not_renew_what_was_spent(fleet: Registry) -> None
     assert round_rows.plan_of(open_round(fleet, NOW + 8 * DAY)).policy.window_days == 7
 
 
+def test_rounds_of_two_versions_share_a_window_only_as_far_as_is_proved(fleet: Registry) -> None:
+    """One of two rounds and two of four leave just enough rho, but noise on a lattice costs more than its rho says."""
+    change(fleet, rounds_per_window=2)
+    first = round_rows.plan_of(open_round(fleet))
+    change(fleet, rounds_per_window=4)
+    second = round_rows.plan_of(open_round(fleet))
+    assert first.mechanism.rho_nano + 2 * second.mechanism.rho_nano <= second.policy.rho_cap_nano
+    with pytest.raises(EbbflowError, match="leave too little"):
+        open_round(fleet)
+
+
 def test_rounds_under_a_weaker_policy_count_against_a_stricter_one(fleet: Registry) -> None:
     open_round(fleet)
     change(fleet, epsilon=2.0)

@@ -129,7 +129,7 @@ class Reason(Enum):
     )
     IDENTITY_WAITS = Entry(
         Code.FAILED_PRECONDITION,
-        "Wait until the device has had its identity for a window and a day, or enrol with `--new-device` if it is new.",
+        "Wait until the day that is named, or enrol with `--new-device` if nobody used the device before.",
     )
     SIGNAL_TOO_WEAK = Entry(
         Code.FAILED_PRECONDITION,

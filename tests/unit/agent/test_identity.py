@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from agent_support import alive, enrolled, until
 from agent_world import CloudWorld
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbflow.api.v1 import enrolment_pb2
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.identity.keys import public_key_of_certificate
+from ebbflow.common.identity.keys import BACKDATED, generate_key, key_to_pem, public_key_of_certificate
 from ebbflow.edge.agent.credentials import CredentialFiles
 from ebbflow.edge.agent.enrol import Wish, enrol, labels_of
 from ebbflow.edge.agent.profile import device_profile
@@ -177,13 +180,38 @@ async def test_what_a_device_was_enrolled_with_survives_renewals(cloud: CloudWor
     files = CredentialFiles(settings.folder)
     known = files.load()
     assert known.new_device
-    assert abs(known.enrol_time - before) < dt.timedelta(hours=1)
+    assert before <= known.enrol_time < before + dt.timedelta(hours=1)
     answer = enrolment_pb2.Credentials(
         certificate_pem=known.certificate_pem, authority_pem=known.authority_pem, endpoint=known.endpoint
     )
     answer.expire_time.FromDatetime(known.expire_time + dt.timedelta(days=1))
     renewed = files.renewed(answer)
     assert (renewed.enrol_time, renewed.new_device) == (known.enrol_time, True)
+
+
+def certified(issued: dt.datetime) -> enrolment_pb2.EnrolResponse:
+    """An answer of a cloud that says that it is then."""
+    key = generate_key()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cloud")])
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, issued - BACKDATED, issued + dt.timedelta(days=1)
+    )
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    credentials = enrolment_pb2.Credentials(certificate_pem=pem, authority_pem=pem, endpoint="localhost:1")
+    return enrolment_pb2.EnrolResponse(agent="agents/a", credentials=credentials, trust_root=b"{}")
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_an_identity_is_as_young_as_the_later_of_two_clocks_says(tmp_path: Path, days: int) -> None:
+    """A cloud must not make it older than it is, nor a device without a clock."""
+    folder = AgentSettings(state=tmp_path).folder
+    folder.pending_identity.mkdir()
+    (folder.pending_identity / "key.pem").write_bytes(key_to_pem(generate_key()))
+    before = dt.datetime.now(dt.UTC)
+    issued = (before + dt.timedelta(days=days)).replace(microsecond=0)
+    CredentialFiles(folder).enrolled(certified(issued), "localhost:2")
+    known = CredentialFiles(folder).load().enrol_time
+    assert known == issued if days > 0 else before <= known <= dt.datetime.now(dt.UTC)
 
 
 async def test_an_identity_of_an_earlier_version_does_not_wait(cloud: CloudWorld) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.edge.agent.waiting import SHUT_OUT, Backoff, Pace, jittered
+from ebbflow.edge.agent.waiting import SHUT_OUT, Backoff, Pace, jittered, to_next
 from ebbflow.edge.agent.watcher import Watcher
 
 SECRET = "what a user said"
@@ -50,6 +50,13 @@ def test_who_is_shut_out_does_not_hurry(reason: Reason) -> None:
 @given(st.floats(0, 1e6))
 def test_jitter_stays_within_a_fifth(seconds: float) -> None:
     assert 0.8 * seconds <= jittered(seconds) <= 1.2 * seconds
+
+
+@given(st.integers(1, 300), st.floats(0, 1e4))
+def test_a_grid_has_no_moment_but_its_own(step_s: int, passed_s: float) -> None:
+    moment_s = passed_s + to_next(step_s, passed_s)
+    assert moment_s == pytest.approx(step_s * (passed_s // step_s + 1))
+    assert passed_s >= step_s or moment_s == pytest.approx(step_s)
 
 
 class Looks:

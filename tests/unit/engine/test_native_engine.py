@@ -65,6 +65,28 @@ def test_a_shared_beginning_is_computed_once_and_gives_the_same(engine: NativeEn
     assert (memory.prefix_hits_tokens, memory.prefix_asked_tokens) == (192, 300)
 
 
+def test_forgotten_prompts_are_nobodys_beginning_not_even_those_that_still_run(engine: NativeEngine) -> None:
+    ended, _, _ = run(engine, TOKENS[:100])
+    engine.close(ended)
+    running, _, expected = run(engine, [*TOKENS[:64], *TOKENS[100:120]])
+    waiting = engine.open()
+    engine.forget_prompts()
+    assert engine.reuse(waiting, TOKENS[:100]) == 0
+    engine.step([StepEntry(running, TOKENS[120:160])])
+    later, reused, found = run(engine, [*TOKENS[:64], *TOKENS[100:120]])
+    assert reused == 0
+    assert_alike(found, expected)
+    for slot in (running, waiting):
+        engine.close(slot)
+    other, reused, _ = run(engine, [*TOKENS[:64], *TOKENS[100:160]])
+    assert reused == 64, "of the one that was asked afterwards"
+    for slot in (later, other):
+        engine.close(slot)
+    assert engine.memory().cache_bytes > 0
+    engine.forget_prompts()
+    assert engine.memory().cache_bytes == 0
+
+
 def test_what_shares_a_beginning_goes_its_own_way(engine: NativeEngine, artefact: Path) -> None:
     run(engine, TOKENS[:80])
     other = [*TOKENS[:64], *TOKENS[100:150]]

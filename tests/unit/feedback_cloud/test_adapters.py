@@ -99,7 +99,7 @@ def test_a_round_that_cannot_be_heard_is_refused_with_the_number_of_agents_that_
 def test_more_users_on_an_agent_are_worth_their_square_in_agents() -> None:
     unit = float(unit_variance_of(round_plan(adapter_plan(config()))))
     few, many = (agents_needed(unit, 10**5, users) for users in (5, 50))
-    assert few == pytest.approx(100 * many, rel=0.01)
+    assert few == pytest.approx(100 * many, rel=0.02)
 
 
 def test_the_average_is_what_one_user_changed() -> None:

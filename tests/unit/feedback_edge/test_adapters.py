@@ -2,8 +2,10 @@
 
 import math
 import secrets
+from pathlib import Path
 
 import pytest
+import tiny_students
 import torch
 from adapter_world import adapter_plan, config
 from opacus.optimizers import DPOptimizer
@@ -15,6 +17,7 @@ from ebbflow.common.privacy.vector import AdapterContribution
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.student.lora import Adapter, merge
 from ebbflow.common.student.model import Student
+from ebbflow.edge.agent import updates
 from ebbflow.edge.feedback import adapters
 from ebbflow.edge.feedback.adapters import Trainer, sequence_losses
 
@@ -27,6 +30,30 @@ def student(shape: StudentConfig | None = None) -> Student:
 
 def plan(**more: object) -> pb.AdapterPlan:
     return adapter_plan(config(), **{"steps": 3, "batch_size": 2, **more})  # type: ignore[arg-type]
+
+
+def test_users_are_trained_on_one_thread_however_many_the_engines_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the load, which the number of threads follows, would move the last bits of every user's change."""
+    seen: list[int] = []
+    change = Trainer.change
+
+    def look(self: Trainer, sequences: list[list[int]]) -> AdapterContribution:
+        seen.append(torch.get_num_threads())
+        return change(self, sequences)
+
+    monkeypatch.setattr(Trainer, "change", look)
+    tiny_students.write_student(tmp_path / "weights", tiny_students.train_tokenizer(), seed=3, layers=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = updates._train(tmp_path / "weights", plan(), [{"i1": SHORT, "i2": LONG}, {"i3": SHORT}])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1]
+    assert [each.made_of for each in found] == [frozenset({"i1", "i2"}), frozenset({"i3"})]
 
 
 def norm(change: AdapterContribution) -> float:

@@ -80,6 +80,36 @@ def test_what_the_cloud_knows_of_is_charged_and_never_answered_again(
     assert (account.entries, account.epsilon) == (4, 4.0)
 
 
+@pytest.mark.parametrize(("epsilon", "rounds"), [(4.0, 4), (8.0, 1), (16.0, 4)])
+def test_what_a_full_window_leaves_of_rho_is_not_for_another_student(
+    store: FeedbackStore, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime, epsilon: float, rounds: int
+) -> None:
+    """Rounds of one cost are within epsilon exactly; what their rho leaves would make 8.13 of 8, with cheap rounds."""
+    ceiling = Ceiling(epsilon=epsilon)
+
+    def ask(round_id: str, student: str, policy: pb.PrivacyPolicy) -> AdmittedPlan:
+        bins = [pb.Bin(bin_id="files", texts=["files"])]
+        plan = make_plan(round_id, student, signed_policy(policy, student, signer), bins, Timing(now, DAY, DAY))
+        return admit(PlanSigner(signer).sign(plan), keys, ceiling, now)
+
+    for number in range(rounds):
+        store.release_batch(
+            ask(f"r{number}", "faq", pb.PrivacyPolicy(epsilon=epsilon, rounds_per_window=rounds)), [], sign, now
+        )
+    cheap = ask("cheap", "poetry", pb.PrivacyPolicy(epsilon=0.05))
+    assert store.device_spent_nano("2026-11-03", 30) + cheap.plan.mechanism.rho_nano <= ceiling.rho_cap_nano
+    assert reason_of(lambda: store.release_batch(cheap, [], sign, now))[0] is Reason.BUDGET_EXHAUSTED
+
+
+def test_students_of_several_policies_share_a_window_while_they_are_within_it(
+    store: FeedbackStore, admitted: Admit, now: dt.datetime
+) -> None:
+    for number, (student, epsilon) in enumerate([("faq", 2.0), ("poetry", 1.0), ("news", 2.0), ("faq", 2.0)] * 2):
+        plan = admitted(round_id=f"r{number}", student=student, epsilon=epsilon)
+        store.release_batch(plan, [], sign, now)
+    assert epsilon_of(store.device_spent_nano("2026-11-03", 30), 1e-6) > 2.6
+
+
 def test_the_larger_of_both_accounts_counts(store: FeedbackStore, admitted: Admit, now: dt.datetime) -> None:
     plan = admitted()
     sent = store.release_batch(plan, [], sign, now)

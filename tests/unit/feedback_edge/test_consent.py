@@ -1,7 +1,7 @@
 """Who says no leaves nothing and has no vote; who is paused keeps everything and has no vote."""
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import resources_pb2 as rpb
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.release import privatise
+from ebbflow.common.privacy.vector import Contribution
 from ebbflow.edge.feedback.consent import Consent, Words
 from ebbflow.edge.feedback.plans import AdmittedPlan
 from ebbflow.edge.feedback.store import FeedbackStore
@@ -73,6 +76,39 @@ def test_a_pause_stops_votes_and_forgets_nothing(store: FeedbackStore, admitted:
     assert store.contributions(admitted(), embed) == []
     store.set_paused("ada", paused=False)
     assert len(store.contributions(admitted(), embed)) == 1
+
+
+@pytest.mark.parametrize("then", ["purge", "purge and ask", "refuse", "pause", "nothing"])
+def test_who_is_gone_when_the_report_is_made_is_not_in_it(
+    store: FeedbackStore,
+    admitted: Admit,
+    now: dt.datetime,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
+) -> None:
+    """To compute what users add takes minutes; what a user says meanwhile counts."""
+    summed: list[int] = []
+
+    def look(plan: pb.RoundPlan, users: Collection[Contribution]) -> list[int]:
+        summed.append(len(users))
+        return privatise(plan, users)
+
+    monkeypatch.setattr("ebbflow.edge.feedback.release.privatise", look)
+    ask(store, "ada", now)
+    ask(store, "ben", now)
+    plan = admitted()
+    contributions = store.contributions(plan, embed)
+    assert len(contributions) == 2
+    if then.startswith("purge"):
+        store.purge_user("ada")
+    if then == "purge and ask":
+        ask(store, "ada", now)
+    if then == "refuse":
+        store.set_consent("ada", allowed=False)
+    if then == "pause":
+        store.set_paused("ada", paused=True)
+    store.release_batch(plan, contributions, lambda _: b"", now)
+    assert summed == [2 if then == "nothing" else 1]
 
 
 def test_a_purge_keeps_the_word(store: FeedbackStore, now: dt.datetime) -> None:

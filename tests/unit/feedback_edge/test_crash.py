@@ -116,7 +116,8 @@ def test_kills_at_random_moments_leave_the_books_whole(
 ) -> None:
     path, plans_path = tmp_path / "agent.db", tmp_path / "plans"
     plan = make()
-    plan.policy.rho_cap_nano = 10**12  # the caps are tested elsewhere; here every round is to be charged
+    plan.policy.rho_cap_nano = 10**12  # the limits are tested elsewhere; here every round is to be charged
+    plan.policy.epsilon = 1e4
     write_plans(plans_path, plan)
     FeedbackStore(path).close()
     device, known = Device(path, plans_path, now), dict[str, str]()

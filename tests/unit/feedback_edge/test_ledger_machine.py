@@ -8,6 +8,7 @@ import datetime as dt
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback.plans import PlanSigner, Timing, make_plan
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.calibration import with_lifetime
+from ebbflow.common.privacy.composition import within
 from ebbflow.common.privacy.vector import Contribution
 from ebbflow.common.privacy.windows import window_end, window_name, window_start
 from ebbflow.edge.feedback.plans import Ceiling, admit
@@ -57,6 +59,10 @@ class Received:
         )
         charge.end_time.CopyFrom(plan.end_time)
         return charge
+
+
+def spent(costs: Counter[int]) -> int:
+    return sum(cost * rounds for cost, rounds in costs.items())
 
 
 class Device(RuleBasedStateMachine):
@@ -131,20 +137,21 @@ class Device(RuleBasedStateMachine):
     def check_cap(self, plan: pb.RoundPlan) -> None:
         """What was received and what waits together stay within the caps of the plan that was answered last."""
         policy = plan.policy
-        spent = self.spent(window_start(plan.window), window_end(plan.window, policy.window_days), plan.student)
-        assert spent <= policy.rho_cap_nano
+        costs = self.costs(window_start(plan.window), window_end(plan.window, policy.window_days), plan.student)
+        assert spent(costs) <= policy.rho_cap_nano
+        assert within(costs, policy.epsilon, policy.delta)
         if policy.lifetime_rho_cap_nano:
-            assert self.spent(None, None, plan.student) <= policy.lifetime_rho_cap_nano
+            assert spent(self.costs(None, None, plan.student)) <= policy.lifetime_rho_cap_nano
 
-    def spent(
+    def costs(
         self, start: dt.datetime | None, end: dt.datetime | None, student: str | None = None, *, waits: bool = True
-    ) -> int:
+    ) -> Counter[int]:
         """By the cloud's books and the outbox, and not by the account that is being tested."""
         plans = {name: batch.plan for name, batch in self.received.items()}
         waiting = {batch.round for batch in self.store.pending(NOW - 999 * DAY)} if waits else set()
         asked = {plan.round: plan for plan in (pb.RoundPlan.FromString(signed.plan) for signed in self.plans)}
         plans |= {name: asked[name] for name in waiting}
-        return sum(
+        return Counter(
             plan.mechanism.rho_nano
             for plan in plans.values()
             if (student is None or plan.student == student)
@@ -229,9 +236,12 @@ class Device(RuleBasedStateMachine):
     @invariant()
     def no_cap_of_the_device_is_passed(self) -> None:
         for window in {window_name(batch.end, CEILING.window_days) for batch in self.received.values()}:
-            spent = self.spent(window_start(window), window_end(window, CEILING.window_days), waits=False)
-            assert spent <= CEILING.rho_cap_nano
-        assert self.spent(None, None, waits=False) <= CEILING.lifetime_nano
+            costs = self.costs(window_start(window), window_end(window, CEILING.window_days), waits=False)
+            assert spent(costs) <= CEILING.rho_cap_nano
+            assert within(costs, CEILING.epsilon, CEILING.delta)
+        ever = self.costs(None, None, waits=False)
+        assert spent(ever) <= CEILING.lifetime_nano
+        assert within(ever, CEILING.lifetime_epsilon + 1e-7, CEILING.delta)
 
     @invariant()
     def the_account_is_what_it_says(self) -> None:

@@ -10,12 +10,13 @@ import pytest
 from feedback_world import NOW
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from list_costs import cost_nano
 from securesystemslib.signer import CryptoSigner, Key
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback.plans import PlanSigner, Timing, make_plan
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy.accounting import gaussian_epsilon, rho_nano
+from ebbflow.common.privacy.accounting import gaussian_epsilon
 from ebbflow.common.privacy.calibration import complete_policy
 from ebbflow.common.privacy.windows import window_name
 from ebbflow.edge.feedback.plans import AdmittedPlan, Ceiling, admit
@@ -37,14 +38,20 @@ def test_a_sound_plan_is_admitted(admitted: Admit) -> None:
     assert plan.device_cap_nano >= plan.plan.policy.rho_cap_nano
 
 
-def test_a_plan_is_answered_from_a_day_before_the_windows_that_it_is_charged_to(admitted: Admit) -> None:
-    day = dt.timedelta(days=1)
-    plan = admitted(at=NOW - day / 2)
-    assert plan.plan.window == plan.device_window == "2026-11-03"
-    assert plan.answer_from == dt.datetime(2026, 11, 2, tzinfo=dt.UTC)
-    daily = admitted(ceiling=Ceiling(window_days=1))
-    assert (daily.plan.window, daily.device_window) == ("2026-11-03", "2026-11-04")
-    assert daily.answer_from == dt.datetime(2026, 11, 3, tzinfo=dt.UTC)
+def test_a_plan_is_answered_within_a_week_of_its_end(admitted: Admit) -> None:
+    plan = admitted()
+    assert plan.end_time == NOW + dt.timedelta(days=1)
+    assert plan.answer_from == NOW - dt.timedelta(days=6)
+
+
+@pytest.mark.parametrize("field", ["start_time", "end_time"])
+@pytest.mark.parametrize("seconds", [10**15, -(10**15), 2**63 - 1])
+def test_a_plan_whose_times_no_calendar_holds_is_refused(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime, field: str, seconds: int
+) -> None:
+    plan = make()
+    getattr(plan, field).seconds = seconds
+    assert reason_of(lambda: admit(PlanSigner(signer).sign(plan), keys, Ceiling(), now)) is Reason.PLAN_INVALID
 
 
 def test_a_plan_by_another_key_is_untrusted(make: Make, keys: dict[str, Key], now: dt.datetime) -> None:
@@ -188,6 +195,18 @@ def test_adapter_updates_are_declined_unless_the_device_allows_them(
     assert admit(signed, keys, Ceiling(adapters=True), now).plan.adapter.dimension == 8
 
 
+def test_what_the_owner_did_not_sign_or_the_ceiling_forbids_is_refused_before_any_arithmetic(
+    make: Make, signer: CryptoSigner, keys: dict[str, Key], now: dt.datetime
+) -> None:
+    plan = make()
+    plan.mechanism.rho_nano += 1  # which the arithmetic would find
+    other = with_policy(plan, CryptoSigner.generate_ed25519())
+    assert reason_of(lambda: admit(PlanSigner(signer).sign(other), keys, Ceiling(), now)) is Reason.PLAN_UNTRUSTED
+    low = PlanSigner(signer).sign(with_policy(plan, signer))
+    assert reason_of(lambda: admit(low, keys, Ceiling(epsilon=1.0), now)) is Reason.POLICY_TOO_WEAK
+    assert reason_of(lambda: admit(low, keys, Ceiling(), now)) is Reason.PLAN_INVALID
+
+
 # A cloud that holds the keys and lies
 
 LIES = st.fixed_dictionaries(
@@ -244,7 +263,7 @@ def lying(plan: pb.RoundPlan, signer: CryptoSigner, lies: dict[str, Any]) -> pb.
     if honest and mechanism.sigma_squared_numerator and mechanism.sigma_squared_denominator:
         variance = Fraction(mechanism.sigma_squared_numerator, mechanism.sigma_squared_denominator)
         mechanism.sensitivity_squared = 1 + cap * cap
-        mechanism.rho_nano = rho_nano(variance, 1 + cap * cap)
+        mechanism.rho_nano = cost_nano(variance, 1 + cap * cap)
         plan.policy.rho_cap_nano = lies.get("rho_cap_nano", mechanism.rho_nano * plan.policy.rounds_per_window)
     if plan.policy.window_days:
         plan.window = window_name(plan.end_time.ToDatetime(dt.UTC), plan.policy.window_days)

@@ -64,7 +64,7 @@ def test_lifetimes_of_policy_and_device(
 def test_a_new_identity_says_how_long_it_waits(store: FeedbackStore, now: dt.datetime) -> None:
     waits = Identity(now - 10 * DAY)
     text = describe(store, Ceiling(), waits, now)
-    assert "This device got its identity on 2026-10-24. Its users report from 2026-11-24 on" in text
+    assert "This device got its identity on 2026-10-24. Its users report from 2026-11-23 on" in text
     assert "got its identity" not in describe(store, Ceiling(), Identity(now, new_device=True), now)
     assert "got its identity" not in describe(store, Ceiling(), waits, now + 21 * DAY)
 

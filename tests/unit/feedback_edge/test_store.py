@@ -134,6 +134,42 @@ def test_interactions_leave_after_their_time(tmp_path: Path, now: dt.datetime) -
     store.close()
 
 
+def test_what_is_past_its_time_is_on_the_disk_no_more(tmp_path: Path, now: dt.datetime) -> None:
+    store = FeedbackStore(tmp_path / "agent.db", Retention(days=30, rows_per_user=1))
+    ask(store, "anna", "ANNAS-SECRET" * 20, now - 40 * DAY)
+    ask(store, "ben", "BENS-SECRET" * 20, now - DAY)
+    ask(store, "ben", "BENS-TEXT", now)  # pushes out what Ben asked before
+    assert store.apply_retention(now) == 1
+    for file in tmp_path.iterdir():
+        assert not any(secret in file.read_bytes() for secret in (b"ANNAS-SECRET", b"BENS-SECRET")), file
+    assert store.count() == (1, 1)
+    store.close()
+
+
+def test_what_a_clock_that_ran_ahead_recorded_does_not_stay_for_longer(store: FeedbackStore, now: dt.datetime) -> None:
+    ask(store, "anna", "files", now + 730 * DAY)
+    assert store.apply_retention(now) == 0
+    assert store.apply_retention(now + 29 * DAY) == 0
+    assert store.apply_retention(now + 31 * DAY) == 1
+
+
+def test_who_reads_does_not_stop_retention_and_the_log_is_emptied_the_next_time(
+    tmp_path: Path, now: dt.datetime
+) -> None:
+    store = FeedbackStore(tmp_path / "agent.db")
+    ask(store, "anna", "ANNAS-SECRET" * 20, now - 40 * DAY)
+    log = tmp_path / "agent.db-wal"
+    other = sqlite3.connect(tmp_path / "agent.db", isolation_level=None)
+    other.execute("BEGIN")
+    assert other.execute("SELECT COUNT(*) FROM interactions").fetchone() == (1,)
+    assert store.apply_retention(now) == 1
+    assert b"ANNAS-SECRET" in log.read_bytes()
+    other.close()
+    assert store.apply_retention(now) == 0
+    assert b"ANNAS-SECRET" not in log.read_bytes()
+    store.close()
+
+
 def test_one_users_flood_pushes_out_only_that_users_own(tmp_path: Path, now: dt.datetime) -> None:
     store = FeedbackStore(tmp_path / "agent.db", Retention(rows_per_user=5))
     ask(store, "ben", "files", now)

@@ -53,7 +53,7 @@ def test_what_is_audited_is_what_the_cloud_asks_for() -> None:
 def test_the_user_pushes_as_hard_as_anyone_can(name: str) -> None:
     """Otherwise the audit would look at less than one user may do."""
     subject = SUBJECTS[name](policy(4.0))
-    change = add_contributions(subject.plan, [subject.canary])  # type: ignore[arg-type]
+    change = add_contributions(subject.plan, [subject.canary])
     bound = subject.plan.mechanism.sensitivity_squared
     assert 0.97 * bound <= sum(value * value for value in change) <= bound
     moved = subject.weights()[0] @ change[: subject.weights().shape[1]]

@@ -7,13 +7,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from dp_accounting import pld
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from list_costs import cost_nano
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import accounting, calibration
+from ebbflow.common.privacy.composition import within
 from ebbflow.common.privacy.gaussian import probabilities, tail
 
 DELTA = 1e-6
@@ -66,25 +67,20 @@ def test_the_formula_for_continuous_noise_alone_would_break_the_claim() -> None:
     assert exact_epsilon([1], 4 / (2 * cap), 4, DELTA) > 8.04
 
 
-@pytest.mark.parametrize("caps", [(1,), (2,), (1, 2), (3, 1), (5,)])
-@pytest.mark.parametrize("epsilon", [1, 4, 8, 16])
-def test_the_claim_holds_for_every_way_to_use_metrics(caps: tuple[int, ...], epsilon: float) -> None:
+@pytest.mark.parametrize("caps", [(1,), (2,), (1, 2), (3, 1), (5,), (1,) * 8])
+@pytest.mark.parametrize(
+    ("epsilon", "rounds"), [(1, 4), (4, 4), (8, 4), (16, 4), (4, 1), (5, 1), (6, 2), (3, 2), (5, 4), (64, 1)]
+)
+def test_the_claim_holds_for_every_way_to_use_metrics(caps: tuple[int, ...], epsilon: float, rounds: int) -> None:
+    """One counter at an epsilon of 4 and one round was really 4.015, at 5 it was 5.054, at 6 and two rounds 6.011."""
     sensitivity = 1 + sum(cap * cap for cap in caps)
-    variance = float(calibration.variance_of(calibration.calibrate(epsilon, DELTA, 4, sensitivity)))
-    for amounts in itertools.product(*(range(cap + 1) for cap in caps)):
-        shift = [1, *(amount for amount in amounts if amount)]
-        assert exact_epsilon(shift, variance, 4, DELTA) <= epsilon + 1e-9
-
-
-@pytest.mark.parametrize(("variance", "rounds"), [(5.7, 4), (1.72, 4), (0.4, 2), (17.85, 1)])
-def test_discrete_epsilon_agrees_with_dp_accounting(variance: float, rounds: int) -> None:
-    interval = 1e-3
-    loss = pld.privacy_loss_distribution.from_discrete_gaussian_mechanism(
-        math.sqrt(variance), value_discretization_interval=interval, sensitivity=1
-    )
-    theirs = loss.self_compose(rounds).get_epsilon_for_delta(DELTA)
-    ours = calibration.discrete_epsilon(Fraction(variance), rounds, DELTA)
-    assert theirs - rounds * interval - 1e-4 <= ours <= theirs + 1e-4
+    variance = float(calibration.variance_of(calibration.calibrate(epsilon, DELTA, rounds, sensitivity)))
+    worst = exact_epsilon([1, *caps], variance, rounds, DELTA)
+    assert worst <= epsilon
+    if len(caps) < 3:
+        for amounts in itertools.product(*(range(cap + 1) for cap in caps)):
+            shift = [1, *(amount for amount in amounts if amount)]
+            assert exact_epsilon(shift, variance, rounds, DELTA) <= worst + 1e-9
 
 
 @settings(deadline=None, max_examples=40)
@@ -93,18 +89,18 @@ def test_discrete_epsilon_agrees_with_dp_accounting(variance: float, rounds: int
 def test_a_window_never_costs_more_than_it_claims(epsilon: float, delta: float, rounds: int, sensitivity: int) -> None:
     mechanism = calibration.calibrate(epsilon, delta, rounds, sensitivity)
     variance = calibration.variance_of(mechanism)
-    assert mechanism.rho_nano == accounting.rho_nano(variance, sensitivity)
-    assert calibration.window_epsilon(variance, sensitivity, rounds, delta) <= epsilon
+    assert cost_nano(variance, sensitivity) <= mechanism.rho_nano
+    assert within({mechanism.rho_nano: rounds}, epsilon, delta)
     assert accounting.epsilon_of(mechanism.rho_nano * rounds, delta) <= epsilon
-    less = variance * Fraction(97, 100)
-    # Where sigma is small the discrete figure decides, and the continuous one may lie well below it.
-    assert calibration.window_epsilon(less, sensitivity, rounds, delta) > epsilon * 0.98 or epsilon > 8
+    less = cost_nano(variance * Fraction(96, 100), sensitivity)
+    # Where sigma is small the lattice decides, and the continuous figure may lie well below it.
+    assert less == 0 or accounting.epsilon_of(less * rounds, delta) > epsilon * 0.98 or epsilon > 8
 
 
 def test_metrics_cost_noise_and_not_budget() -> None:
     plain, richer = calibration.calibrate(4, DELTA, 4), calibration.calibrate(4, DELTA, 4, 10)
     assert richer.rho_nano == plain.rho_nano
-    assert calibration.variance_of(richer) == 10 * calibration.variance_of(plain)
+    assert 10 < calibration.variance_of(richer) / calibration.variance_of(plain) < 10.2
 
 
 def test_a_policy_is_completed_with_the_defaults() -> None:

@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import accounting, loss_distribution
-from ebbflow.common.privacy.calibration import calibrate, discrete_epsilon, variance_of
+from ebbflow.common.privacy.calibration import calibrate, variance_of
+from ebbflow.common.privacy.composition import mixture_delta
 from ebbflow.common.privacy.loss_distribution import Epsilons, epsilons
 
 DELTA = 1e-6
+
+
+def discrete_epsilon(variance: Fraction, rounds: int, delta: float) -> float:
+    def delta_at(epsilon: float) -> float:
+        return mixture_delta(float(variance), rounds, 0.0, epsilon, 12.0)
+
+    return accounting.smallest_epsilon(delta_at, delta, 500.0)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 4, 48])

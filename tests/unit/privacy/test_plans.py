@@ -1,13 +1,16 @@
 """A plan whose numbers do not give what they claim is turned down, with the reason in a word."""
 
+import time
 from collections.abc import Callable
 
 import adapter_world
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from list_costs import cost_nano
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy import accounting
 from ebbflow.common.privacy.calibration import variance_of
 from ebbflow.common.privacy.plans import check_plan
 
@@ -24,7 +27,7 @@ def halve_sigma(plan: pb.RoundPlan) -> None:
 
 def restate_cost(plan: pb.RoundPlan) -> None:
     variance = variance_of(plan.mechanism)
-    plan.mechanism.rho_nano = accounting.rho_nano(variance, plan.mechanism.sensitivity_squared)
+    plan.mechanism.rho_nano = cost_nano(variance, plan.mechanism.sensitivity_squared)
 
 
 def halve_sigma_and_restate_the_cost(plan: pb.RoundPlan) -> None:
@@ -82,8 +85,45 @@ def test_a_broken_plan_is_refused(plan: pb.RoundPlan, name: str) -> None:
 
 def test_the_message_tells_the_true_epsilon(plan: pb.RoundPlan) -> None:
     halve_sigma_and_restate_the_cap(plan)
-    with pytest.raises(EbbflowError, match=r"an epsilon of 8\.95\d+, not 4"):
+    with pytest.raises(EbbflowError, match=r"an epsilon of 9\.18\d+, not 4"):
         check_plan(plan)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(0, 0, 10**15, 0)
+@example(-(10**15), 0, 0, 0)
+@example(0, -1, 0, 2**31 - 1)
+@given(
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(-(2**31), 2**31 - 1),
+    st.integers(-(2**63), 2**63 - 1) | st.integers(-(10**11), 3 * 10**11),
+    st.integers(-(2**31), 2**31 - 1),
+)
+def test_times_that_are_none_are_refused(
+    plan: pb.RoundPlan, start_s: int, start_nanos: int, end_s: int, end_nanos: int
+) -> None:
+    odd = pb.RoundPlan.FromString(plan.SerializeToString())
+    odd.start_time.seconds, odd.start_time.nanos = start_s, start_nanos
+    odd.end_time.seconds, odd.end_time.nanos = end_s, end_nanos
+    with pytest.raises(EbbflowError) as caught:
+        check_plan(odd)
+    assert caught.value.metadata["why"] in {"time", "window"}
+
+
+def test_a_plan_that_would_be_dear_to_check_is_refused_at_once(plan: pb.RoundPlan) -> None:
+    """A thousand rounds of noise so small that its lattice shows."""
+    plan.ClearField("metrics")
+    mechanism = pb.Mechanism(kind=plan.mechanism.kind, sensitivity_squared=1)
+    mechanism.sigma_squared_numerator, mechanism.sigma_squared_denominator = 39, 10
+    mechanism.rho_nano = cost_nano(variance_of(mechanism), 1)
+    plan.mechanism.CopyFrom(mechanism)
+    plan.policy.rounds_per_window, plan.policy.rho_cap_nano = 1000, 2**63
+    for epsilon in (4.0, 64.0, 1e300):
+        plan.policy.epsilon = epsilon
+        begin = time.process_time()
+        with pytest.raises(EbbflowError):
+            check_plan(plan)
+        assert time.process_time() - begin < 0.5
 
 
 def test_names_are_checked(plan: pb.RoundPlan) -> None:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,23 +20,22 @@ def test_a_moment_lies_in_the_window_of_its_name(at: dt.datetime, days: int) -> 
     assert window_name(end - dt.timedelta(microseconds=1), days) == name
 
 
-@given(
-    MOMENTS.map(lambda at: at.astimezone(dt.UTC)),
-    st.integers(1, 366),
-    st.integers(1, 366),
-    st.floats(0, 1),
-    st.floats(0, 1),
-)
-def test_what_an_identity_was_charged_with_is_over_when_its_successor_reports(
-    answered: dt.datetime, days: int, device_days: int, open_share: float, late_share: float
+@given(MOMENTS.map(lambda at: at.astimezone(dt.UTC)), st.integers(1, 366), st.floats(0, 1))
+def test_a_new_identity_reports_in_the_first_whole_window_that_its_predecessor_cannot_have_been_charged_in(
+    enrolled: dt.datetime, days: int, late_share: float
 ) -> None:
-    """The device's own windows are no longer than the policy's, and a round ends within a window of its answer."""
-    device_days = min(days, device_days)
-    first = first_report(answered, days, new_device=False)  # enrolled anew at the moment of the old one's last answer
+    """Whatever was answered before ends within AHEAD, in whatever windows of whatever length that was."""
+    first = first_report(enrolled, days, new_device=False)
+    assert enrolled + dt.timedelta(days=days) <= first <= enrolled + dt.timedelta(days=days) + AHEAD
     later = first + late_share * dt.timedelta(days=days)
-    for length in (days, device_days):
-        end = answered + open_share * dt.timedelta(days=days)
-        charged = window_name(end, length)
-        if answered >= window_start(charged) - AHEAD:
-            assert window_end(charged, length) <= first
-            assert window_name(later, length) > charged
+    assert window_start(window_name(later, days)) >= enrolled + AHEAD
+    assert first_report(enrolled, days, new_device=True) == enrolled
+
+
+@pytest.mark.parametrize(
+    ("enrolled", "days", "first"),
+    [("2026-10-04", 30, "2026-11-03"), ("2026-10-26", 30, "2026-11-25"), ("2026-10-28", 30, "2026-12-03")],
+)
+def test_from_when_on_a_new_identity_reports(enrolled: str, days: int, first: str) -> None:
+    """Windows of 30 days begin on 2026-10-04, 2026-11-03 and 2026-12-03."""
+    assert first_report(window_start(enrolled), days, new_device=False) == window_start(first)

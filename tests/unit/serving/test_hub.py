@@ -1,9 +1,8 @@
-"""Students by name, embeddings between steps, and an orderly end."""
+"""Students by name, and an orderly end."""
 
 import threading
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import pytest
 
 from ebbflow.common.errors import EbbflowError, Reason
@@ -32,15 +31,6 @@ def test_a_student_has_several_names_and_the_only_one_needs_none(hub: Hub, model
     hub.swap(model(2, "students/other"))
     assert reason_of(lambda: hub.batcher("")) is Reason.INVALID_REQUEST
     assert hub.batcher("other").model.release == "students/other/releases/2"
-
-
-def test_embeddings_are_the_engines_whatever_their_length(hub: Hub, model: Make) -> None:
-    hub.swap(one := model())
-    texts = ["How do I", "x" * 2000]
-    found = hub.embed("students/faq", texts)
-    for text, row_C in zip(texts, found, strict=True):
-        tokens = one.tokenizer.encode(text, bos=True)[: one.engine.context_tokens]
-        np.testing.assert_allclose(row_C, model().engine.embed(tokens), atol=1e-5)
 
 
 def test_who_waits_when_the_agent_stops_hears_so(hub: Hub, model: Make) -> None:

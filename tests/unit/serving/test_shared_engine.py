@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ebbflow.api.v1 import inference_pb2 as pb
 from ebbflow.common.errors import EbbflowError
 from ebbflow.common.student.tokens import Tokenizer
 from ebbflow.edge.engine.base import Logits, StepEntry
@@ -106,6 +107,24 @@ def test_whatever_was_asked_before_changes_no_answer(one_engine: Model, asked: l
     together = answers(one_engine, prompts, 6, Limits(running=4, queued=20, prompt_tokens=7))
     again = answers(one_engine, prompts, 6, Limits(running=1, queued=20))
     assert together == again
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+async def test_a_purge_leaves_no_prompt_in_the_engines_cache(
+    client: openai.AsyncOpenAI, stub: Any, hub: Hub, load: Load, way: str
+) -> None:
+    hub.swap(one := load())
+    await client.completions.create(model="faq", prompt=SYSTEM, max_tokens=1, user="ada")
+    kept = hub.batcher("faq").between_steps(lambda engine: engine.memory().cache_bytes).result(10)
+    assert (kept > 0) == (one.engine.name == "native")
+    if way == "http":
+        await client.delete("/feedback/users", cast_to=object, options={"params": {"user": "ada"}})
+    else:
+        await stub.PurgeUser(pb.PurgeUserRequest(user_key="ada"))
+    hub.batcher("faq").between_steps(lambda engine: None).result(10)
+    assert one.engine.memory().cache_bytes == 0
+    await client.completions.create(model="faq", prompt=SYSTEM, max_tokens=1, user="ben")
+    assert one.engine.memory().prefix_hits_tokens == 0
 
 
 async def test_the_system_prompt_of_chats_is_shared(client: openai.AsyncOpenAI, hub: Hub, load: Load) -> None:

@@ -33,8 +33,8 @@ def choose(
 ) -> list[Member]:
     """Returns who is asked, by id.
 
-    Left out are identities younger than a window and a day, because their device may have spent its users' budget under
-    another one, and agents whose lifetime budget does not allow the round. Both would decline anyway.
+    Left out are new identities, because their device may have spent its users' budget under another one, and agents
+    whose lifetime budget does not allow the round. Both would decline anyway.
 
     Args:
         session: a transaction.
@@ -56,8 +56,8 @@ def choose(
     known = [Member(row.id, row.number) for row, time in zip(serving, ready, strict=True) if time <= now]
     if not known:
         message = (
-            f"all agents that serve students/{student.id} ({len(serving)}) got their identities less than a window of"
-            f" {days} days and a day ago; the first may report from {min(ready):%Y-%m-%d %H:%M} UTC on."
+            f"all agents that serve students/{student.id} ({len(serving)}) have new identities;"
+            f" the first may report from {min(ready):%Y-%m-%d %H:%M} UTC on."
             " Devices that nobody used before need not wait: enrol them with `ebbflow-edge enrol --new-device`"
         )
         raise EbbflowError(Reason.IDENTITY_WAITS, message, student=student.id)

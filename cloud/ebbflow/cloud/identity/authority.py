@@ -15,7 +15,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import write_atomic
-from ebbflow.common.identity.keys import generate_key, key_to_pem, load_key, public_key_of_csr, public_key_sha256
+from ebbflow.common.identity.keys import (
+    BACKDATED,
+    generate_key,
+    key_to_pem,
+    load_key,
+    public_key_of_csr,
+    public_key_sha256,
+)
 from ebbflow.common.identity.peers import Identity, Peer
 
 AUTHORITY_LIFETIME = dt.timedelta(days=3650)
@@ -23,7 +30,6 @@ AGENT_LIFETIME = dt.timedelta(days=7)
 ADMIN_LIFETIME = dt.timedelta(days=90)
 SERVER_LIFETIME = dt.timedelta(days=30)
 
-_SKEW = dt.timedelta(minutes=10)  # devices' clocks are often slow
 _KEY_FILE, _CERTIFICATE_FILE = "authority.key.pem", "authority.pem"
 
 
@@ -187,7 +193,7 @@ class Authority:
         now = now or dt.datetime.now(dt.UTC)
         # A certificate of a day that is valid until next year would outlive its authority unnoticed.
         end = min(now + lifetime, self._certificate.not_valid_after_utc)
-        builder = _builder(common_name, self._certificate.subject, key, now - _SKEW, end)
+        builder = _builder(common_name, self._certificate.subject, key, now - BACKDATED, end)
         own_key = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         authority_key = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_key)
         return (
@@ -205,7 +211,7 @@ def _self_sign(key: ec.EllipticCurvePrivateKey, now: dt.datetime) -> x509.Certif
     common_name = f"Ebbflow authority {public_key_sha256(key.public_key())[:16]}"
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     return (
-        _builder(common_name, subject, key.public_key(), now - _SKEW, now + AUTHORITY_LIFETIME)
+        _builder(common_name, subject, key.public_key(), now - BACKDATED, now + AUTHORITY_LIFETIME)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())

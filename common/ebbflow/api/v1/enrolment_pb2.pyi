@@ -69,7 +69,7 @@ class EnrolRequest(_message.Message):
     """UUID of this request. A retry with the same value and key gets the same identity and does not use the token again."""
     new_device: _builtins.bool
     """The operator's word that nobody used this device under another identity before. Otherwise its users wait a window
-    of their policy and a day before they report, because another identity may have spent their budget.
+    of their policy and up to a week more before they report, because another identity may have spent their budget.
     """
     @_builtins.property
     def profile(self) -> _resources_pb2.DeviceProfile:

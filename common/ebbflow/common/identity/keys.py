@@ -1,5 +1,6 @@
 """Private keys (ECDSA on P-256), signing requests and signatures."""
 
+import datetime as dt
 import hashlib
 
 from cryptography import x509
@@ -8,6 +9,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ebbflow.common.errors import EbbflowError, Reason
+
+BACKDATED = dt.timedelta(minutes=10)
+"""How long before it is issued a certificate begins to be valid, as devices' clocks are often slow."""
 
 
 def generate_key() -> ec.EllipticCurvePrivateKey:

@@ -7,6 +7,7 @@ is one user on one agent; adjacency is adding or removing that user.
 
 import functools
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 NANO = 10**9
@@ -44,10 +45,22 @@ def gaussian_epsilon(rho: float, delta: float) -> float:
     mu = math.sqrt(2 * rho)
     if gaussian_delta(0.0, mu) <= delta:
         return 0.0
-    low, high = 0.0, rho + mu * math.sqrt(2 * math.log(1 / delta)) + 1
+    enough = rho + mu * math.sqrt(2 * math.log(1 / delta)) + 1
+    return smallest_epsilon(lambda epsilon: gaussian_delta(epsilon, mu), delta, enough)
+
+
+def smallest_epsilon(delta_at: Callable[[float], float], delta: float, enough: float) -> float:
+    """Smallest epsilon whose delta is no larger than `delta`, rounded up.
+
+    Args:
+        delta_at: delta by epsilon, which falls.
+        delta: what is allowed.
+        enough: an epsilon that is large enough.
+    """
+    low, high = 0.0, enough
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if gaussian_delta(middle, mu) > delta:
+        if delta_at(middle) > delta:
             low = middle
         else:
             high = middle
@@ -89,7 +102,10 @@ def zcdp_epsilon(rho: float, delta: float) -> float:
 
 @functools.lru_cache(maxsize=256)
 def rho_nano_cap(epsilon: float, delta: float) -> int:
-    """Most whole billionths of rho whose `epsilon_of` stays within epsilon at delta."""
+    """Most whole billionths of rho whose `epsilon_of` stays within epsilon at delta.
+
+    No more may be spent, but not all of it may be: `composition.within` says what discrete noise allows.
+    """
     low, high = 0, math.ceil(NANO * (epsilon + 1))
     while high - low > 1:
         middle = (low + high) // 2

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy.calibration import variance_of
+from ebbflow.common.privacy.calibration import GRID, variance_of
 from ebbflow.common.privacy.gaussian import MAX_VARIANCE
 from ebbflow.common.privacy.vector import AdapterContribution
 from ebbflow.common.student.config import StudentConfig
@@ -149,7 +149,9 @@ def choose_scale(unit_variance: Fraction) -> int:
     Raises:
         EbbflowError: INVALID_REQUEST if even the coarsest needs more noise than the sampler makes.
     """
-    scale = min(MAX_SCALE, math.isqrt(math.floor(MAX_VARIANCE / unit_variance)))
+    # A list gets a twelfth besides what goes by its sensitivity (`composition.variance_for`).
+    most = MAX_VARIANCE - Fraction(1, 12) - Fraction(2, GRID)
+    scale = min(MAX_SCALE, math.isqrt(math.floor(most / (unit_variance + Fraction(1, 12)))))
     if scale < MIN_SCALE:
         message = "adapter updates under so strict a policy need more noise than the sampler makes"
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="adapter")

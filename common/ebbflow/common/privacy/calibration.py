@@ -1,24 +1,26 @@
 """From a claimed epsilon to a variance, such that the claim holds for the discrete noise that is really added.
 
 The formula for continuous noise understates discrete noise slightly where sigma is small: one would promise epsilon 8
-over four rounds and give 8.05. So the exact figure of the composed discrete mechanism decides, and the variance is
-raised until it is within the claim.
+over four rounds and give 8.05. So what is proved of the discrete noise decides (`composition`), and the variance is
+raised until a window of any rounds of the policy is within the claim.
 """
 
 import functools
-import itertools
 import math
 from fractions import Fraction
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import accounting
-from ebbflow.common.privacy.gaussian import MAX_VARIANCE, probabilities
+from ebbflow.common.privacy.composition import variance_for, within
+from ebbflow.common.privacy.gaussian import MAX_VARIANCE
 
 GRID = 4096
 """Variances are multiples of 1/GRID, so that they travel as an exact fraction."""
 
 MAX_ROUNDS = 1000
+MIN_EPSILON = 0.05
+MAX_EPSILON = 64.0
 MAX_DELTA = 1e-3
 MIN_DELTA = 1e-15
 
@@ -28,80 +30,12 @@ DEFAULT_WINDOW_DAYS = 30
 DEFAULT_ROUNDS_PER_WINDOW = 4
 DEFAULT_RETENTION_DAYS = 90
 
-_CONTINUOUS_FROM = 10**5  # variance of the sum from which continuous and discrete epsilon agree to 1e-6
-_SMOOTH_FROM = 4  # variance from which a sum of discrete Gaussians is one, to 1e-16
-_HALVINGS = 100
-
-
-def _convolve(left: list[float], right: list[float]) -> list[float]:
-    out = [0.0] * (len(left) + len(right) - 1)
-    for at, weight in enumerate(left):
-        if weight:
-            for other_at, other in enumerate(right, start=at):
-                out[other_at] += weight * other
-    return out
-
-
-def _sum_pmf(variance: float, rounds: int) -> list[float]:
-    """Distribution of the sum of `rounds` samples, centred."""
-    if variance >= _SMOOTH_FROM:
-        return probabilities(variance * rounds, math.ceil(14 * math.sqrt(variance * rounds)) + 1)
-    one = probabilities(variance, math.ceil(14 * math.sqrt(variance)) + 1)
-    total = one
-    for _ in range(rounds - 1):
-        total = _convolve(total, one)
-    return total
-
-
-def discrete_epsilon(variance: Fraction, rounds: int, delta: float) -> float:
-    """Epsilon at delta of a vote that moves one cell by one in each of `rounds` discrete Gaussian releases.
-
-    Canonne, Kamath and Steinke (2020), theorem 7, for the composition: the sum of the rounds is a sufficient statistic,
-    and delta(epsilon) = P[S > variance·epsilon - rounds/2] - e^epsilon · P[S > variance·epsilon + rounds/2].
-    """
-    if variance * rounds > _CONTINUOUS_FROM:
-        return accounting.gaussian_epsilon(rounds / (2 * float(variance)), delta)
-    sigma_squared = float(variance)
-    masses = _sum_pmf(sigma_squared, rounds)
-    centre = len(masses) // 2
-    above = list(itertools.accumulate(reversed(masses)))[::-1]  # above[i] is the mass at or beyond i - centre
-
-    def beyond(point: float) -> float:
-        at = math.floor(point) + 1 + centre
-        return above[max(at, 0)] if at < len(above) else 0.0
-
-    def delta_at(epsilon: float) -> float:
-        at = sigma_squared * epsilon
-        far = beyond(at + rounds / 2)
-        return beyond(at - rounds / 2) - (math.exp(epsilon + math.log(far)) if far else 0.0)
-
-    low, high = 0.0, (centre + rounds) / sigma_squared
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if delta_at(middle) > delta:
-            low = middle
-        else:
-            high = middle
-    return high
-
-
-@functools.lru_cache(maxsize=256)
-def window_epsilon(variance: Fraction, sensitivity_squared: int, rounds: int, delta: float) -> float:
-    """Epsilon of a full window: the larger of the discrete and the continuous figure.
-
-    With metrics (sensitivity² above one) one user's change lies on a finer lattice than a lone vote's at the same
-    ratio, so the figure for the vote bounds it.
-    """
-    unit = variance / sensitivity_squared
-    continuous = accounting.gaussian_epsilon(rounds / (2 * float(unit)), delta)
-    return max(continuous, discrete_epsilon(unit, rounds, delta))
-
 
 @functools.lru_cache(maxsize=256)
 def _unit_variance(epsilon: float, delta: float, rounds: int) -> Fraction:
     round_nano = accounting.rho_nano_cap(epsilon, delta) // rounds  # so that rounding up never exceeds the cap
     steps = math.ceil(Fraction(GRID * accounting.NANO, 2 * round_nano))
-    while window_epsilon(Fraction(steps, GRID), 1, rounds, delta) > epsilon:
+    while not within({accounting.rho_nano(Fraction(steps, GRID), 1): rounds}, epsilon, delta):
         steps += max(1, steps // 4000)
     return Fraction(steps, GRID)
 
@@ -113,7 +47,7 @@ def check_target(epsilon: float, delta: float, rounds_per_window: int) -> None:
         EbbflowError: INVALID_REQUEST that names the field.
     """
     limits = (
-        ("epsilon", 0.05 <= epsilon <= 64.0, "between 0.05 and 64"),  # noqa: PLR2004 - said in words beside it
+        ("epsilon", MIN_EPSILON <= epsilon <= MAX_EPSILON, f"between {MIN_EPSILON:g} and {MAX_EPSILON:g}"),
         ("delta", MIN_DELTA <= delta <= MAX_DELTA, f"between {MIN_DELTA:g} and {MAX_DELTA:g}"),
         ("rounds_per_window", 1 <= rounds_per_window <= MAX_ROUNDS, f"between 1 and {MAX_ROUNDS}"),
     )
@@ -125,13 +59,18 @@ def check_target(epsilon: float, delta: float, rounds_per_window: int) -> None:
 def calibrate(epsilon: float, delta: float, rounds_per_window: int, sensitivity_squared: int = 1) -> pb.Mechanism:
     """Returns the mechanism with the least noise such that a whole window stays within epsilon at delta.
 
-    The variance grows in proportion to `sensitivity_squared`, so that every round of a policy costs the same.
+    Every round of a policy costs the same. For a list that one user changes by more than one vote
+    (`sensitivity_squared` above one) the variance is that of a vote and a twelfth, times `sensitivity_squared`, and
+    another twelfth: `composition.variance_for`.
 
     Raises:
         EbbflowError: INVALID_REQUEST if the target is out of range.
     """
     check_target(epsilon, delta, rounds_per_window)
-    variance = _unit_variance(epsilon, delta, rounds_per_window) * sensitivity_squared
+    variance = _unit_variance(epsilon, delta, rounds_per_window)
+    cost = accounting.rho_nano(variance, 1)
+    if sensitivity_squared != 1:
+        variance = Fraction(math.ceil(GRID * variance_for(cost, sensitivity_squared)), GRID)
     if variance > MAX_VARIANCE:
         message = f"so small an epsilon over {rounds_per_window} rounds needs more noise than the sampler makes"
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="privacy_policy.epsilon")
@@ -140,7 +79,7 @@ def calibrate(epsilon: float, delta: float, rounds_per_window: int, sensitivity_
         sigma_squared_numerator=variance.numerator,
         sigma_squared_denominator=variance.denominator,
         sensitivity_squared=sensitivity_squared,
-        rho_nano=accounting.rho_nano(variance, sensitivity_squared),
+        rho_nano=cost,
     )
 
 

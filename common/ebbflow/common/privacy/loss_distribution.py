@@ -5,9 +5,9 @@
 - The privacy loss distribution is that of the discrete noise which was really added, composed release by release and
   rounded up to a grid (Koskela, Jälkö and Honkela, 2020; Google's dp-accounting, which rounds pessimistically).
 
-Quoted is the larger of the last two. Discrete noise of small variance loses up to one part in a hundred more than
-continuous noise, so the continuous law alone would promise too much; and a vote with metric counters lies on a finer
-lattice than the lone vote that the loss distribution is computed for, so its loss lies between the two.
+Quoted is the larger of the last two. Lone votes under discrete noise of small variance lose up to one part in a hundred
+more than continuous noise, so the continuous law alone would promise too much; lists with counters and adapter updates
+are charged so that the continuous law bounds them (`composition`).
 
 Needs dp-accounting, of the extra `cloud`.
 """
@@ -51,8 +51,9 @@ class Epsilons:
 def epsilons(charges_nano: Iterable[int], delta: float) -> Epsilons:
     """Returns what releases of these costs mean together.
 
-    A cost says what the noise was: one vote under discrete Gaussian noise of variance 10^9 / 2·cost. Costs are rounded
-    up, so the figure is of no more noise than there was. The first call for some charges takes a fraction of a second.
+    A cost says what the noise was: one vote under discrete Gaussian noise of variance 10^9 / 2·cost, or what tells no
+    more than continuous noise of that rho. Costs are rounded up, so the figure is of no more noise than there was. The
+    first call for some charges takes a fraction of a second.
 
     Args:
         charges_nano: cost of each release in billionths of rho, in any order; one entry for each release.

@@ -1,14 +1,15 @@
 """What makes a round's plan sound. The cloud asks before it signs, every agent again before it answers."""
 
 import datetime as dt
-import math
+from fractions import Fraction
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import accounting
 from ebbflow.common.privacy.adapters import check_adapter
-from ebbflow.common.privacy.calibration import MAX_DELTA, MAX_ROUNDS, variance_of, window_epsilon
+from ebbflow.common.privacy.calibration import MAX_DELTA, MAX_EPSILON, MAX_ROUNDS, variance_of
+from ebbflow.common.privacy.composition import covers, within
 from ebbflow.common.privacy.gaussian import MAX_VARIANCE
 from ebbflow.common.privacy.vector import plan_sensitivity_squared
 from ebbflow.common.privacy.windows import window_name
@@ -75,7 +76,7 @@ def _is_metric(metric: pb.Metric) -> bool:
 def policy_fault(policy: pb.PrivacyPolicy) -> tuple[str, str] | None:
     """Returns the field of a complete policy that makes no sense, and what it should be; None if all do."""
     limits = (
-        ("epsilon", math.isfinite(policy.epsilon) and policy.epsilon > 0, "above zero"),
+        ("epsilon", 0 < policy.epsilon <= MAX_EPSILON, f"above 0 and at most {MAX_EPSILON:g}"),
         ("delta", 0 < policy.delta <= MAX_DELTA, f"above 0 and at most {MAX_DELTA:g}"),
         ("window_days", 1 <= policy.window_days <= MAX_WINDOW_DAYS, f"1 to {MAX_WINDOW_DAYS}"),
         ("rounds_per_window", 1 <= policy.rounds_per_window <= MAX_ROUNDS, f"1 to {MAX_ROUNDS}"),
@@ -91,24 +92,42 @@ def _check_policy(plan: pb.RoundPlan) -> None:
         raise _unsound("adapters", "the privacy policy does not allow adapter updates")
 
 
+def _is_cost(rho_nano: int, variance: Fraction, sensitivity_squared: int) -> bool:
+    if sensitivity_squared == 1:
+        return rho_nano == accounting.rho_nano(variance, 1)
+    return rho_nano > 0 and covers(rho_nano, variance, sensitivity_squared)
+
+
 def _check_mechanism(plan: pb.RoundPlan) -> None:
     mechanism, policy = plan.mechanism, plan.policy
-    variance = variance_of(mechanism)
+    variance, sensitivity = variance_of(mechanism), mechanism.sensitivity_squared
     if mechanism.kind != pb.Mechanism.KIND_DISCRETE_GAUSSIAN or not 0 < variance <= MAX_VARIANCE:
         raise _unsound("mechanism", "the mechanism is unknown or its variance out of range")
-    if mechanism.sensitivity_squared != plan_sensitivity_squared(plan):
+    if sensitivity != plan_sensitivity_squared(plan):
         raise _unsound("sensitivity", "the sensitivity is not that of what the plan asks of one user")
-    if mechanism.rho_nano != accounting.rho_nano(variance, mechanism.sensitivity_squared):
+    if not _is_cost(mechanism.rho_nano, variance, sensitivity):
         raise _unsound("rho", "the cost is not that of the variance")
-    if mechanism.rho_nano * policy.rounds_per_window > policy.rho_cap_nano:
-        raise _unsound("rho_cap", "the window's rounds cost more than its cap")
     rounds = policy.rounds_per_window
-    spent = max(
-        window_epsilon(variance, mechanism.sensitivity_squared, rounds, policy.delta),
-        accounting.epsilon_of(policy.rho_cap_nano, policy.delta),
-    )
-    if spent > policy.epsilon + EPSILON_TOLERANCE:
+    if mechanism.rho_nano * rounds > policy.rho_cap_nano:
+        raise _unsound("rho_cap", "the window's rounds cost more than its cap")
+    allowed = policy.epsilon + EPSILON_TOLERANCE
+    spent = accounting.epsilon_of(policy.rho_cap_nano, policy.delta)
+    if spent > allowed:
         raise _unsound("epsilon", f"the window would cost an epsilon of {spent:.4f}, not {policy.epsilon:g}")
+    if not within({mechanism.rho_nano: rounds}, allowed, policy.delta):
+        raise _unsound("epsilon", f"the window's rounds would cost slightly more than an epsilon of {policy.epsilon:g}")
+
+
+def _check_time(plan: pb.RoundPlan) -> None:
+    try:
+        start, end = plan.start_time.ToDatetime(dt.UTC), plan.end_time.ToDatetime(dt.UTC)
+        window = window_name(end, plan.policy.window_days)
+    except (ValueError, OverflowError):
+        raise _unsound("time", "the plan's times are none") from None
+    if start >= end:
+        raise _unsound("time", "the plan ends before it starts")
+    if plan.window != window:
+        raise _unsound("window", "the plan does not end in the window that it names")
 
 
 def check_plan(plan: pb.RoundPlan) -> None:
@@ -119,9 +138,5 @@ def check_plan(plan: pb.RoundPlan) -> None:
     """
     _check_shape(plan)
     _check_policy(plan)
+    _check_time(plan)
     _check_mechanism(plan)
-    end = plan.end_time.ToDatetime(dt.UTC)
-    if plan.start_time.ToDatetime(dt.UTC) >= end:
-        raise _unsound("time", "the plan ends before it starts")
-    if plan.window != window_name(end, plan.policy.window_days):
-        raise _unsound("window", "the plan does not end in the window that it names")

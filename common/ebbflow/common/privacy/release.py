@@ -14,9 +14,7 @@ from ebbflow.common.privacy.vector import (
 )
 
 
-def privatise(
-    plan: pb.RoundPlan, contributions: Collection[Contribution] | Collection[AdapterContribution]
-) -> list[int]:
+def privatise(plan: pb.RoundPlan, contributions: Collection[Contribution | AdapterContribution]) -> list[int]:
     """Adds users up, adds noise to every cell, and cuts cells that are beyond the plan's limits.
 
     The cut comes after the noise, so it costs nothing.

@@ -8,7 +8,7 @@ updates it holds the adapter's values and null bins: one user adds a vector whos
 
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -80,6 +80,8 @@ class Contribution:
     bin: int
     failed: bool = False
     metrics: tuple[int, ...] = ()
+    made_of: frozenset[str] | None = field(default=None, compare=False)
+    """On a device, the ids of the user's interactions; without any of them left, it is not added up."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class AdapterContribution:
     """What one user adds in a round of adapter updates: a change of the adapter's values, in whole steps."""
 
     values: Sequence[int]
+    made_of: frozenset[str] | None = field(default=None, compare=False)
+    """As of a `Contribution`."""
 
 
 def add_up(layout: Layout, caps: Sequence[int], contributions: Collection[Contribution]) -> list[int]:
@@ -127,9 +131,7 @@ def add_changes(layout: Layout, most_squared: int, contributions: Collection[Ada
     return sums + [0] * layout.nulls
 
 
-def add_contributions(
-    plan: pb.RoundPlan, contributions: Collection[Contribution] | Collection[AdapterContribution]
-) -> list[int]:
+def add_contributions(plan: pb.RoundPlan, contributions: Collection[Contribution | AdapterContribution]) -> list[int]:
     """Adds up what a plan asks for, votes or changes, into a vector without noise.
 
     Raises:

@@ -4,8 +4,11 @@ import datetime as dt
 
 _EPOCH = dt.date(1970, 1, 1)
 
-AHEAD = dt.timedelta(days=1)
-"""How long before a window begins its rounds may be answered."""
+AHEAD = dt.timedelta(days=7)
+"""How long before its end a round may be answered.
+
+So whatever a device was charged with ends no later than this after its last answer, however long its windows are.
+"""
 
 
 def window_name(at: dt.datetime, window_days: int) -> str:
@@ -34,11 +37,16 @@ def window_end(name: str, window_days: int) -> dt.datetime:
 def first_report(enrol_time: dt.datetime, window_days: int, *, new_device: bool) -> dt.datetime:
     """Returns when an agent's users may report first: another identity of the device may have spent their window.
 
-    It may have spent the next window too, if that began less than `AHEAD` later.
+    It may have spent every window that begins less than `AHEAD` after the new identity, of whatever length.
 
     Args:
         enrol_time: when the agent got its identity.
         window_days: of the student's policy.
         new_device: the operator's word that nobody used the device under another identity.
     """
-    return enrol_time if new_device else enrol_time + dt.timedelta(days=window_days) + AHEAD
+    if new_device:
+        return enrol_time
+    over = enrol_time + AHEAD
+    window = window_name(over, window_days)
+    untouched = window_start(window) if window_start(window) >= over else window_end(window, window_days)
+    return max(enrol_time + dt.timedelta(days=window_days), untouched)

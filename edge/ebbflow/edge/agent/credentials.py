@@ -18,7 +18,7 @@ from ebbflow.api.v1 import enrolment_pb2 as pb
 from ebbflow.client.endpoint import Endpoint
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.files import sync_folder, write_atomic
-from ebbflow.common.identity.keys import load_key
+from ebbflow.common.identity.keys import BACKDATED, load_key
 from ebbflow.edge.agent.state import StateFolder
 
 KEY, CERTIFICATE, AUTHORITY, ROOT, FACTS = "key.pem", "certificate.pem", "authority.pem", "root.json", "agent.toml"
@@ -45,7 +45,7 @@ class Credentials:
     trust_root: bytes = field(repr=False)
     """The first trusted TUF root."""
     enrol_time: dt.datetime
-    """When the device got this identity, by the cloud's clock."""
+    """When the device got this identity, by the cloud's clock or its own, whichever was later."""
     new_device: bool
     """The operator's word that nobody used the device under another identity."""
 
@@ -115,7 +115,7 @@ class CredentialFiles:
         """
         here = self._folder.pending_identity
         write_atomic(here / ROOT, answer.trust_root)
-        enrol_time = _certified_from(answer.credentials.certificate_pem)
+        enrol_time = max(_issued_at(answer.credentials.certificate_pem), dt.datetime.now(dt.UTC))
         facts: dict[str, str | bool] = {
             "agent": answer.agent,
             "enrol_endpoint": enrol_endpoint,
@@ -149,11 +149,11 @@ class CredentialFiles:
         sync_folder(self._folder.path)
 
 
-def _certified_from(certificate_pem: bytes) -> dt.datetime:
-    """Since when a certificate is valid: the cloud's time, which a device without a clock of its own lacks."""
+def _issued_at(certificate_pem: bytes) -> dt.datetime:
+    """When a certificate was issued: the cloud's time, which a device without a clock of its own lacks."""
     try:
-        return x509.load_pem_x509_certificate(certificate_pem).not_valid_before_utc
-    except ValueError as error:
+        return x509.load_pem_x509_certificate(certificate_pem).not_valid_before_utc + BACKDATED
+    except (ValueError, OverflowError) as error:
         raise EbbflowError(Reason.CERTIFICATE_INVALID, "the cloud's answer holds no certificate") from error
 
 

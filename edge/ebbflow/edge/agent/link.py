@@ -14,7 +14,6 @@ from ebbflow.api.v1 import resources_pb2
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.agent.cloud import Cloud
 from ebbflow.edge.agent.waiting import SHUT_OUT, Backoff, Pace, jittered
-from ebbflow.edge.delivery.clock import TrustClock
 from ebbflow.edge.serving.faults import place_of
 
 log = structlog.get_logger(__name__)
@@ -51,12 +50,12 @@ class Link:
         profile: resources_pb2.DeviceProfile,
         telemetry: Callable[[], pb.Telemetry],
         ears: Ears,
-        clock: TrustClock,
+        hear: Callable[[dt.datetime], None],
         pace: Pace | None = None,
     ) -> None:
-        """Takes what the line carries; nothing is opened before `run`."""
+        """Takes what the line carries, and who hears what time it is; nothing is opened before `run`."""
         self._cloud, self._profile, self._telemetry, self._ears = cloud, profile, telemetry, ears
-        self._clock = clock
+        self._hear_time = hear
         self._pace = pace or Pace()
         self._instance_id = str(uuid.uuid4())
         self.state = LineState()
@@ -127,7 +126,7 @@ class Link:
 
     def _hear(self, response: pb.ConnectResponse, welcomed: "asyncio.Future[float]") -> None:
         if response.HasField("welcome") and not welcomed.done():
-            self._clock.hear(response.welcome.server_time.ToDatetime(dt.UTC))
+            self._hear_time(response.welcome.server_time.ToDatetime(dt.UTC))
             self.state.connected, self.state.disconnected_reason = True, ""
             log.info("connected", cloud=self._cloud.credentials.endpoint)
             welcomed.set_result(max(_LEAST_HEARTBEAT_S, response.welcome.heartbeat_interval_s))

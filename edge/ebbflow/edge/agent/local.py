@@ -31,12 +31,17 @@ def identity_of(settings: AgentSettings) -> Identity:
     return Identity(known.enrol_time, known.new_device)
 
 
-def open_store(settings: AgentSettings) -> FeedbackStore:
+def open_store(settings: AgentSettings, identity: Identity | None = None) -> FeedbackStore:
     """Opens the device's feedback store.
+
+    Args:
+        settings: the agent's settings.
+        identity: since when the device has been who it is; needed only where rounds are answered.
 
     Raises:
         EbbflowError: NOT_ENROLLED if there is no state folder; FILE_CORRUPT, DISK_FULL, SCHEMA_NEWER.
     """
     if not settings.state.is_dir():
         raise EbbflowError(Reason.NOT_ENROLLED, f"there is no state folder {settings.state}", path=settings.state)
-    return FeedbackStore(settings.folder.database, Retention(days=settings.retention_days), settings.consent)
+    retention = Retention(days=settings.retention_days)
+    return FeedbackStore(settings.folder.database, retention, settings.consent, identity)

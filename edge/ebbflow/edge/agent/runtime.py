@@ -1,6 +1,7 @@
 """The agent as a process: puts the parts together, runs them, and takes them apart in order."""
 
 import asyncio
+import datetime as dt
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +20,9 @@ from ebbflow.edge.agent.device_figures import DeviceCollector
 from ebbflow.edge.agent.endpoints import Endpoints
 from ebbflow.edge.agent.governing import Governing
 from ebbflow.edge.agent.installations import Installations
+from ebbflow.edge.agent.likeness import Likeness
 from ebbflow.edge.agent.link import Ears, Link
-from ebbflow.edge.agent.local import ceiling_of, open_store
+from ebbflow.edge.agent.local import ceiling_of, identity_of, open_store
 from ebbflow.edge.agent.machine import Machine
 from ebbflow.edge.agent.profile import device_profile
 from ebbflow.edge.agent.reconcile import Reconciler
@@ -35,6 +37,7 @@ from ebbflow.edge.agent.updates import Updates
 from ebbflow.edge.agent.version import agent_version
 from ebbflow.edge.agent.waiting import Pace, uniform
 from ebbflow.edge.agent.watcher import Watcher
+from ebbflow.edge.delivery.clock import TrustClock
 from ebbflow.edge.delivery.install import Installer
 from ebbflow.edge.delivery.limit import chunk_bytes
 from ebbflow.edge.delivery.slots import SlotStore
@@ -42,6 +45,7 @@ from ebbflow.edge.delivery.traffic import Traffic
 from ebbflow.edge.delivery.trust import TrustClient
 from ebbflow.edge.engine.base import Engine
 from ebbflow.edge.engine.load import load_engine
+from ebbflow.edge.feedback.clock import FeedbackClock
 from ebbflow.edge.serving.answering import Answering
 from ebbflow.edge.serving.escalation_figures import EscalationCollector
 from ebbflow.edge.serving.figures import StudentCollector
@@ -80,14 +84,14 @@ class Agent:
         ceiling = ceiling_of(settings)
         rate = settings.bandwidth_limit
         self.cloud = Cloud(CredentialFiles(folder), chunk_bytes(rate) if rate else 0)
-        self.store = open_store(settings)
+        self.store = open_store(settings, identity_of(settings))
         self.metrics = Metrics()
         self.hub = Hub(Limits(running=settings.running, queued=settings.queued), self.metrics.meters)
         self.metrics.add(StudentCollector(self.hub))
         self.metrics.add(DeviceCollector(lambda: self.connected))
         self.health = Health(self.hub)
         trust = TrustClient(folder.trust, self.cloud.credentials.trust_root, self.cloud.source)
-        self._clock = trust.clock
+        self._clock = FeedbackClock(self.store.last_charge_time())
         self.traffic = Traffic(rate, settings.windows, trust.clock.now)
         self._installer = Installer(folder.releases, trust, self.cloud.source, traffic=self.traffic)
         profile = device_profile(settings)
@@ -106,7 +110,8 @@ class Agent:
         )
         self.governing = Governing(self.hub, settings, profile.memory_mib * _MIB, trust.clock.now)
         updates = Updates(SlotStore(folder.releases), self.store)
-        rounds = Rounds(self.cloud, trust, self.store, self.hub, ceiling, updates)
+        likeness = Likeness(self.hub, partial(_room, profile, Machine()))
+        rounds = Rounds(self.cloud, trust, self.store, likeness, ceiling, updates, self._clock, pace)
         self._look = Watcher("desired_state", self._reconciler.look, pace)
         self._reconciler.wake = self._look.wake_in
         self._reconciler.removed = self.metrics.forget
@@ -117,12 +122,12 @@ class Agent:
             Watcher("governor", self.governing.look, pace),
         ]
         ears = Ears(desired_state=self._hint, plan=self._rounds.hint)
-        self.link = Link(self.cloud, profile, self._telemetry, ears, trust.clock, pace)
+        self.link = Link(self.cloud, profile, self._telemetry, ears, partial(_hear, trust.clock, self._clock), pace)
         self._teacher = Teacher(settings.teacher, lambda: self.cloud.credentials)
         escalation = escalation_of(settings, self._teacher, self._installer)
         if escalation:
             self.metrics.add(EscalationCollector(escalation))
-        self._answering = Answering(self.hub, self.store, trust.clock.now, escalation)
+        self._answering = Answering(self.hub, self.store, self._clock.now, escalation)
         self._open_ports()
 
     def _open_ports(self) -> None:
@@ -236,6 +241,11 @@ async def run(settings: AgentSettings, ready: Callable[[Endpoints, str], None]) 
         agent = Agent(settings)
         log.info("starting", agent=agent.cloud.credentials.agent, version=agent_version())
         await agent.run(stop, lambda endpoints: ready(endpoints, agent.cloud.credentials.agent))
+
+
+def _hear(trust: TrustClock, feedback: FeedbackClock, server_time: dt.datetime) -> None:
+    trust.hear(server_time)
+    feedback.hear(server_time)
 
 
 def _load(settings: AgentSettings, profile: resources_pb2.DeviceProfile, weights_path: Path) -> Engine:

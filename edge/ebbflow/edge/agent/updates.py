@@ -3,27 +3,21 @@
 Without the extra "edge-torch" such rounds are declined; torch is imported only where one is answered.
 """
 
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
+from dataclasses import replace
 from importlib import util
 from pathlib import Path
-from typing import TypeVar
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import resources_pb2 as rpb
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.vector import AdapterContribution
 from ebbflow.common.student.tokens import Tokenizer
+from ebbflow.edge.agent.background import in_background
 from ebbflow.edge.delivery.slots import SlotStore
 from ebbflow.edge.feedback.interactions import Interaction
 from ebbflow.edge.feedback.plans import AdmittedPlan
 from ebbflow.edge.feedback.store import FeedbackStore
-
-_LOWEST_PRIORITY = 19
-_Found = TypeVar("_Found")
 
 
 class Updates:
@@ -55,17 +49,17 @@ class Updates:
             return [], 0
         weights = self._slots.path(student_id, slot, "weights")
         tokenizer = Tokenizer.from_file(self._slots.path(student_id, slot, "tokenizer"))
-        return _in_background(lambda: _train(weights, plan, self._sequences(admitted, tokenizer))), slot.release
+        return in_background(lambda: _train(weights, plan, self._sequences(admitted, tokenizer))), slot.release
 
-    def _sequences(self, admitted: AdmittedPlan, tokenizer: Tokenizer) -> Iterable[list[list[int]]]:
-        """Yields the tokens of each user's texts, user by user."""
+    def _sequences(self, admitted: AdmittedPlan, tokenizer: Tokenizer) -> Iterable[dict[str, list[int]]]:
+        """Yields the tokens of each user's texts by the ids of their interactions, user by user."""
         for interactions in self._store.users(admitted).values():
             texts = self._store.texts([each.id for each in interactions])
-            yield [
-                tokens_of(each, *texts[each.id], tokenizer, admitted.plan.adapter.sequence_length)
+            yield {
+                each.id: tokens_of(each, *texts[each.id], tokenizer, admitted.plan.adapter.sequence_length)
                 for each in interactions
                 if each.id in texts
-            ]
+            }
 
 
 def tokens_of(interaction: Interaction, prompt: str, answer: str, tokenizer: Tokenizer, length: int) -> list[int]:
@@ -91,28 +85,20 @@ def _check_extra() -> None:
         raise EbbflowError(Reason.EXTRA_MISSING, message, extra="edge-torch")
 
 
-def _in_background(job: Callable[[], _Found]) -> _Found:
-    """Runs a job in a thread of its own that everything else on the device goes before."""
-
-    def step_back() -> None:
-        if sys.platform == "linux":  # elsewhere the number is that of a whole process
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="adapters", initializer=step_back) as executor:
-        return executor.submit(job).result()
-
-
-def _train(weights: Path, plan: pb.AdapterPlan, users: Iterable[list[list[int]]]) -> list[AdapterContribution]:
-    engines_use_torch = "torch" in sys.modules
+def _train(weights: Path, plan: pb.AdapterPlan, users: Iterable[dict[str, list[int]]]) -> list[AdapterContribution]:
     import torch
 
     from ebbflow.common.codes.twin import load_weights
     from ebbflow.edge.feedback.adapters import Trainer
 
-    if not engines_use_torch:
-        torch.set_num_threads(1)
+    # Another number of threads gives other last bits, and the one that engines are given follows the load. Torch keeps
+    # it for each thread, and gives the last one set to threads that begin later.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         trainer = Trainer(load_weights(weights), plan)
-        return [trainer.change(sequences) for sequences in users]
+        return [replace(trainer.change(list(texts.values())), made_of=frozenset(texts)) for texts in users]
     except MemoryError as error:
         raise EbbflowError(Reason.OUT_OF_MEMORY, "there is no memory to train an adapter") from error
+    finally:
+        torch.set_num_threads(threads)

@@ -24,6 +24,10 @@ class Pace:
     """Wait while the cloud refuses this identity, give or take half of it."""
     steady_s: float = 30.0
     """A connection that lasted so long makes the failures before it forgotten."""
+    voted_s: float = 2.0
+    """Votes leave at a multiple of this after their plan came."""
+    studied_s: float = 300.0
+    """Likewise where a student computes for every user: updates of adapters, and votes by a student's states."""
 
 
 class Backoff:
@@ -50,6 +54,11 @@ class Backoff:
     def succeeded(self) -> None:
         """Forgets the failures."""
         self._failures = 0
+
+
+def to_next(step_s: float, passed_s: float) -> float:
+    """Returns the seconds until the next multiple of `step_s` since a moment that is `passed_s` seconds ago."""
+    return step_s - passed_s % step_s
 
 
 def jittered(seconds: float, draw: Callable[[float, float], float] = uniform) -> float:

@@ -59,6 +59,7 @@ class Engine(Protocol):
     Attributes:
         name: which engine this is: "native" or "torch".
         config: shape of the student.
+        weights_path: the artefact that it runs.
         context_tokens: most tokens that a slot takes.
         reason: why this engine and not the native one; empty for the native one.
         instruction_set: of the kernels, such as "avx512" or "portable"; empty for torch.
@@ -67,6 +68,7 @@ class Engine(Protocol):
 
     name: str
     config: StudentConfig
+    weights_path: Path
     context_tokens: int
     reason: str
     instruction_set: str
@@ -108,6 +110,9 @@ class Engine(Protocol):
         Raises:
             EbbflowError: INVALID_REQUEST or CONTEXT_TOO_LONG; the slot is then as it was.
         """
+
+    def forget_prompts(self) -> None:
+        """Lets go of all that is cached of prompts; what runs keeps its own until it is closed."""
 
     def close(self, slot: int) -> None:
         """Forgets a sequence; its slot may be given out again.

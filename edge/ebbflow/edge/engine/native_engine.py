@@ -93,7 +93,7 @@ class NativeEngine:
                 CONFIG_INVALID for a number of threads that cannot be; OUT_OF_MEMORY.
         """
         self._variant = variant = read_variant(weights_path)
-        self._library = library
+        self._library, self.weights_path = library, weights_path
         self.config: StudentConfig = variant.config
         self.precision: Precision = precision or variant.precision
         self._require_offered(variant, self.precision)
@@ -159,6 +159,11 @@ class NativeEngine:
         self._lengths[slot] = self._book.reuse(sequence, token_ids)
         self._table[slot, : len(sequence.pages)] = sequence.pages
         return self._lengths[slot]
+
+    def forget_prompts(self) -> None:
+        """Lets go of all that is cached of prompts; see `Engine.forget_prompts`."""
+        self._book.forget()
+        self._part()
 
     def close(self, slot: int) -> None:
         """Forgets a sequence.
@@ -245,11 +250,7 @@ class NativeEngine:
         self._session.use(weights)
         self.precision = weights.precision
         self._account(-weights.bytes)
-        for slot, sequence in self._sequences.items():
-            if sequence.length:
-                sequence.node = None  # keys and values of two precisions are nobody else's beginning
-            else:
-                self._sequences[slot] = self._book.open(self.precision)
+        self._part()  # keys and values of two precisions are nobody else's beginning
         # Unmapping takes milliseconds, and so may the start of a `Thread`, which waits: no step should.
         _thread.start_new_thread(old.close, ())
 
@@ -265,7 +266,7 @@ class NativeEngine:
         self._whole = False
         self._book.forget()
         self._weights.fill(variant)
-        self._variant, self.config, self._whole = variant, variant.config, True
+        self._variant, self.config, self.weights_path, self._whole = variant, variant.config, weights_path, True
 
     def memory(self) -> EngineMemory:
         """Returns what it holds; of weights also those that are prepared. Any thread may ask."""
@@ -295,6 +296,14 @@ class NativeEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown()
+
+    def _part(self) -> None:
+        """Lets no other sequence take over a beginning of those that are open."""
+        for slot, sequence in self._sequences.items():
+            if sequence.length:
+                sequence.node = None
+            else:
+                self._sequences[slot] = self._book.open(self.precision)
 
     def _forget_slots(self) -> None:
         self._sequences: dict[int, Pages] = {}

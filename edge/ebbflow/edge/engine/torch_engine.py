@@ -75,7 +75,7 @@ class TorchEngine:
                 OUT_OF_MEMORY if its weights are above the limit or above what the machine has.
         """
         variant = read_variant(weights_path)
-        self.reason = reason
+        self.reason, self.weights_path = reason, weights_path
         self.config: StudentConfig = variant.config
         self.kept_bf16: tuple[str, ...] = variant.kept_bf16
         self.precision: Precision = precision or variant.precision
@@ -119,6 +119,9 @@ class TorchEngine:
         check_tokens(token_ids, self.config.vocab_size, 0, self.context_tokens)
         return 0
 
+    def forget_prompts(self) -> None:
+        """Does nothing: nothing is cached beyond its slot."""
+
     def prepare(self, precision: str) -> Prepared:
         """Refuses: this engine has one precision.
 
@@ -150,7 +153,7 @@ class TorchEngine:
         parameters = dict(self._student.named_parameters())
         for name in names:
             parameters[name].data.copy_(torch.from_numpy(weight_as(variant, name, self.precision)))
-        self.config = variant.config
+        self.config, self.weights_path = variant.config, weights_path
 
     def memory(self) -> EngineMemory:
         """Returns what it holds."""

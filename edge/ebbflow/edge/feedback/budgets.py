@@ -1,13 +1,16 @@
-"""The limits that a charge must keep, as sums over the entries of the account. Everything in one transaction."""
+"""The limits that a charge must keep, over the entries of the account. Everything in one transaction."""
 
 import datetime as dt
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.accounting import epsilon_of
+from ebbflow.common.privacy.composition import within
 from ebbflow.common.privacy.windows import window_end, window_start
 from ebbflow.edge.feedback.plans import AdmittedPlan
 
@@ -24,8 +27,8 @@ class Span:
     start: dt.datetime | None = None
     end: dt.datetime | None = None
 
-    def spent_nano(self, connection: sqlite3.Connection) -> int:
-        """What they have cost, in billionths of rho."""
+    def costs_nano(self, connection: sqlite3.Connection) -> Counter[int]:
+        """What they have cost, in billionths of rho: how many there are of each cost."""
         conditions = ["1"]
         values: list[object] = []
         for condition, value in (
@@ -36,8 +39,12 @@ class Span:
             if value is not None:
                 conditions.append(condition)
                 values.append(value)
-        query = f"SELECT COALESCE(SUM(rho_nano), 0) FROM entries WHERE {' AND '.join(conditions)}"  # noqa: S608
-        return int(connection.execute(query, values).fetchone()[0])
+        query = f"SELECT rho_nano, COUNT(*) FROM entries WHERE {' AND '.join(conditions)} GROUP BY rho_nano"  # noqa: S608
+        return Counter(dict(connection.execute(query, values)))
+
+    def spent_nano(self, connection: sqlite3.Connection) -> int:
+        """What they have cost together."""
+        return sum(cost * rounds for cost, rounds in self.costs_nano(connection).items())
 
 
 def window_span(window: str, window_days: int, student: str | None = None) -> Span:
@@ -48,27 +55,41 @@ def window_span(window: str, window_days: int, student: str | None = None) -> Sp
     return Span(student, window_start(window), window_end(window, window_days))
 
 
-def _limits(admitted: AdmittedPlan) -> Iterator[tuple[Span, int, Reason, str]]:
-    """What holds for a plan: the span, its cap, and the words for what is exhausted."""
+@dataclass(frozen=True)
+class _Limit:
+    """What the rounds of a span may cost."""
+
+    span: Span
+    cap_nano: int
+    epsilon: float
+    delta: float
+    reason: Reason
+    what: str
+
+    def allows(self, connection: sqlite3.Connection, cost_nano: int) -> bool:
+        """Whether another round may be charged: by the sum of rho, and by what is proved of the epsilon."""
+        costs = self.span.costs_nano(connection)
+        costs[cost_nano] += 1
+        spent = sum(cost * rounds for cost, rounds in costs.items())
+        return spent <= self.cap_nano and within(costs, self.epsilon, self.delta)
+
+
+def _limits(admitted: AdmittedPlan) -> Iterator[_Limit]:
     plan, policy, student = admitted.plan, admitted.plan.policy, admitted.student_id
     window, device = plan.window, admitted.device_window
-    yield (
-        window_span(window, policy.window_days, student),
-        policy.rho_cap_nano,
-        Reason.BUDGET_EXHAUSTED,
-        f"{plan.student} in the window {window}",
-    )
-    yield (
-        window_span(device, admitted.device_window_days),
-        admitted.device_cap_nano,
-        Reason.BUDGET_EXHAUSTED,
-        f"this device in the window {device}",
-    )
-    if policy.lifetime_rho_cap_nano:
-        cap = policy.lifetime_rho_cap_nano
-        yield Span(student), cap, Reason.LIFETIME_EXHAUSTED, f"{plan.student} over all windows"
-    if admitted.device_lifetime_nano:
-        yield Span(), admitted.device_lifetime_nano, Reason.LIFETIME_EXHAUSTED, "this device over all windows"
+    span = window_span(window, policy.window_days, student)
+    what = f"{plan.student} in the window {window}"
+    yield _Limit(span, policy.rho_cap_nano, policy.epsilon, policy.delta, Reason.BUDGET_EXHAUSTED, what)
+
+    def limit(span: Span, cap_nano: int, delta: float, reason: Reason, what: str) -> _Limit:
+        return _Limit(span, cap_nano, epsilon_of(cap_nano + 1, delta), delta, reason, what)  # caps are rounded down
+
+    span, delta = window_span(device, admitted.device_window_days), admitted.device_delta
+    yield limit(span, admitted.device_cap_nano, delta, Reason.BUDGET_EXHAUSTED, f"this device in the window {device}")
+    if cap := policy.lifetime_rho_cap_nano:
+        yield limit(Span(student), cap, policy.delta, Reason.LIFETIME_EXHAUSTED, f"{plan.student} over all windows")
+    if cap := admitted.device_lifetime_nano:
+        yield limit(Span(), cap, delta, Reason.LIFETIME_EXHAUSTED, "this device over all windows")
 
 
 def check_limits(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
@@ -77,9 +98,15 @@ def check_limits(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None
     Raises:
         EbbflowError: BUDGET_EXHAUSTED or LIFETIME_EXHAUSTED.
     """
-    for span, cap_nano, reason, what in _limits(admitted):
-        if span.spent_nano(connection) + admitted.plan.mechanism.rho_nano > cap_nano:
-            raise EbbflowError(reason, f"the privacy budget of {what} does not allow another round")
+    for limit in _limits(admitted):
+        if not limit.allows(connection, admitted.plan.mechanism.rho_nano):
+            raise EbbflowError(limit.reason, f"the privacy budget of {limit.what} does not allow another round")
+
+
+def last_charge_s(connection: sqlite3.Connection) -> float | None:
+    """When this account was last charged for an answer; None if it never was."""
+    row = connection.execute("SELECT MAX(charge_time) FROM entries WHERE batch_id IS NOT NULL").fetchone()
+    return None if row[0] is None else float(row[0])
 
 
 def check_clock(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
@@ -88,7 +115,7 @@ def check_clock(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
     Raises:
         EbbflowError: ROUND_CLOSED.
     """
-    last_s = connection.execute("SELECT MAX(charge_time) FROM entries WHERE batch_id IS NOT NULL").fetchone()[0]
+    last_s = last_charge_s(connection)
     if last_s is None:
         return
     end = min(

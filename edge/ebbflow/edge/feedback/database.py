@@ -12,6 +12,7 @@ from typing import Literal
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.feedback import schema
 
+_BUSY_S = 30.0
 _SCRUB_S = 60.0
 _REASONS = {
     "SQLITE_FULL": (Reason.DISK_FULL, "no space left for"),
@@ -63,7 +64,7 @@ class Database:
         self._lock = threading.Lock()
         _make_private(path)
         with _named(path):
-            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(synchronous)
             except BaseException:
@@ -100,18 +101,30 @@ class Database:
             finally:
                 self._connection.execute("ROLLBACK")
 
-    def scrub(self) -> None:
+    def scrub(self, within_s: float = _SCRUB_S) -> None:
         """Empties the write-ahead log, where deleted rows would linger.
+
+        Args:
+            within_s: how long to try; nothing else is written through this connection meanwhile.
 
         Raises:
             EbbflowError: DEADLINE_EXCEEDED if another connection reads all the time.
         """
-        with self._lock, _named(self.path):
-            deadline_s = time.monotonic() + _SCRUB_S
+        with self._lock, _named(self.path), self._patience(min(within_s, _BUSY_S)):
+            deadline_s = time.monotonic() + within_s
             while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > deadline_s:
                     message = f"other processes keep {self.path} busy: what was removed is not out of its log yet"
                     raise EbbflowError(Reason.DEADLINE_EXCEEDED, message, path=self.path)
+
+    @contextmanager
+    def _patience(self, seconds: float) -> Iterator[None]:
+        """Waits for other connections for so long, and as long as ever again after the block."""
+        self._connection.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
+        try:
+            yield
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout={int(_BUSY_S * 1000)}")
 
     def close(self) -> None:
         """Closes the file."""

@@ -4,7 +4,7 @@ import datetime as dt
 from dataclasses import dataclass
 
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.privacy.windows import first_report
+from ebbflow.common.privacy.windows import AHEAD, first_report, window_start
 from ebbflow.edge.feedback.plans import AdmittedPlan
 
 _BEGINNING = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -15,12 +15,12 @@ class Identity:
     """Since when this device has been who it is.
 
     What its users spent under an earlier identity is unknown to the cloud's mirror of this one, and the device's own
-    account may be gone. So a new identity stays silent for a window and a day, unless the operator says that the device
-    is new.
+    account may be gone. So a new identity stays silent for a window, and then in every window that may hold a charge of
+    the earlier one, unless the operator says that the device is new.
     """
 
     enrol_time: dt.datetime = _BEGINNING
-    """By the cloud's clock, from the first certificate."""
+    """When this identity was given, by the cloud's clock or the device's, whichever was later."""
     new_device: bool = False
     """The operator's word that nobody used the device under another identity."""
 
@@ -34,7 +34,11 @@ class Identity:
         Raises:
             EbbflowError: IDENTITY_WAITS.
         """
-        first = self.first_report(admitted.plan.policy.window_days)
-        if now < first:
-            message = f"this device has a new identity; it reports from {first.date().isoformat()} on"
-            raise EbbflowError(Reason.IDENTITY_WAITS, message, first=first.isoformat())
+        days = admitted.plan.policy.window_days
+        begin = min(window_start(admitted.plan.window), window_start(admitted.device_window))
+        old_enough = now >= self.enrol_time + dt.timedelta(days=days)
+        if self.new_device or (old_enough and begin >= self.enrol_time + AHEAD):
+            return
+        first = max(self.first_report(days), self.first_report(admitted.device_window_days))
+        message = f"this device has a new identity; it reports from {first.date().isoformat()} on"
+        raise EbbflowError(Reason.IDENTITY_WAITS, message, first=first.isoformat())

@@ -1,9 +1,12 @@
 """What users asked, what they got and what they made of it. It stays on the device, for a limited time."""
 
 import datetime as dt
+import sqlite3
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import structlog
 
 from ebbflow.api.v1 import resources_pb2 as rpb
 from ebbflow.common.errors import EbbflowError, Reason
@@ -11,6 +14,9 @@ from ebbflow.edge.feedback.consent import Consents
 from ebbflow.edge.feedback.database import Database
 from ebbflow.edge.feedback.users import UserHasher
 
+log = structlog.get_logger(__name__)
+
+_SCRUB_S = 0.5
 MAX_TEXT_CHARACTERS = 8192
 """Longer prompts and answers are cut."""
 
@@ -95,22 +101,41 @@ class Interactions:
         return done.rowcount
 
     def forget_old(self, now: dt.datetime) -> int:
-        """Removes what is older than the retention; returns how many interactions that were."""
+        """Removes what is older than the retention; returns how many interactions that were.
+
+        What was recorded by a clock that ran ahead is as old as if it came now, so that it does not stay for longer.
+
+        It also takes out of the write-ahead log what has been removed since the last time, for whatever reason; while
+        another process reads, that waits for the next time.
+        """
         horizon = now - dt.timedelta(days=self._retention.days)
         with self._database.transaction() as connection:
+            connection.execute("UPDATE interactions SET create_time = ?1 WHERE create_time > ?1", (now.timestamp(),))
             done = connection.execute("DELETE FROM interactions WHERE create_time < ?", (horizon.timestamp(),))
+        try:
+            self._database.scrub(_SCRUB_S)
+        except EbbflowError as error:
+            if error.reason is not Reason.DEADLINE_EXCEEDED:
+                raise
+            log.info("log_not_emptied_yet", why=str(error))
         return done.rowcount
 
     def within(self, student: str, start: dt.datetime, end: dt.datetime) -> list[Interaction]:
         """Returns a student's interactions from `start` on and before `end`, of users who take part and may vote."""
         with self._database.reading() as connection:
-            rows = connection.execute(
-                "SELECT id, user, outcome FROM interactions"
-                " WHERE student = ?1 AND create_time >= ?2 AND create_time < ?3"
-                " AND (user IN (SELECT user FROM users WHERE allowed = ?4)) = ?4"
-                " AND user NOT IN (SELECT user FROM users WHERE paused = 1)",
-                (student, start.timestamp(), end.timestamp(), self._consents.asked),
-            ).fetchall()
+            return self.read_within(connection, student, start, end)
+
+    def read_within(
+        self, connection: sqlite3.Connection, student: str, start: dt.datetime, end: dt.datetime
+    ) -> list[Interaction]:
+        """Does as `within` does, as a connection sees it that may be in a transaction."""
+        rows = connection.execute(
+            "SELECT id, user, outcome FROM interactions"
+            " WHERE student = ?1 AND create_time >= ?2 AND create_time < ?3"
+            " AND (user IN (SELECT user FROM users WHERE allowed = ?4)) = ?4"
+            " AND user NOT IN (SELECT user FROM users WHERE paused = 1)",
+            (student, start.timestamp(), end.timestamp(), self._consents.asked),
+        ).fetchall()
         return [Interaction(id=row[0], user=row[1], outcome=row[2]) for row in rows]
 
     def texts(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -14,6 +14,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.calibration import DEFAULT_DELTA
 from ebbflow.edge.feedback import budgets, history
 from ebbflow.edge.feedback.database import Database
+from ebbflow.edge.feedback.identity import Identity
 from ebbflow.edge.feedback.plans import AdmittedPlan
 
 KEEP_SENT = dt.timedelta(days=7)
@@ -43,11 +44,15 @@ class Outgoing:
     """A serialised SignedBatch: send it as it is."""
 
 
-MakeBatch = Callable[[], tuple[str, bytes]]
-"""Adds fresh noise; returns the batch's id and the bytes of a SignedBatch."""
+MakeBatch = Callable[[sqlite3.Connection], tuple[str, bytes]]
+"""Adds fresh noise; returns the batch's id and the bytes of a SignedBatch. It is given the open transaction."""
 
 
-def _check(connection: sqlite3.Connection, admitted: AdmittedPlan) -> None:
+def _check(connection: sqlite3.Connection, admitted: AdmittedPlan, identity: Identity, now: dt.datetime) -> None:
+    if now < admitted.answer_from:
+        message = f"{admitted.plan.round} is answered from {admitted.answer_from.isoformat()} on"
+        raise EbbflowError(Reason.PLAN_INVALID, message, why="early")
+    identity.check(admitted, now)
     history.check(connection, admitted)
     budgets.check_clock(connection, admitted)
     budgets.check_limits(connection, admitted)
@@ -82,9 +87,9 @@ def _keep_batch(connection: sqlite3.Connection, admitted: AdmittedPlan, batch_id
 class Ledger:
     """Accounts, entries and the outbox, in a database whose commits wait for the disk."""
 
-    def __init__(self, database: Database) -> None:
-        """Takes a database that was opened with synchronous=FULL."""
-        self._database = database
+    def __init__(self, database: Database, identity: Identity) -> None:
+        """Takes a database that was opened with synchronous=FULL, and who the device is."""
+        self._database, self._identity = database, identity
 
     def release(self, admitted: AdmittedPlan, make_batch: MakeBatch, now: dt.datetime) -> bytes:
         """Answers a plan once: the first call charges and makes the bytes, every later call returns them.
@@ -99,17 +104,18 @@ class Ledger:
 
         Raises:
             EbbflowError: BUDGET_EXHAUSTED, LIFETIME_EXHAUSTED, ROUND_CLOSED (its window ended before the last charge),
-                PLAN_INVALID (the round was answered under another plan or by a copy of this device, or the policy is
-                older than one that was seen), DISK_FULL. Nothing was charged.
+                IDENTITY_WAITS, PLAN_INVALID (the round was answered under another plan or by a copy of this device, it
+                is too early to answer it, or the policy is older than one that was seen), DISK_FULL. Nothing was
+                charged.
         """
         with self._database.transaction() as connection:
             kept = self._answered(connection, admitted)
             if kept is not None:
                 return kept
-            _check(connection, admitted)
+            _check(connection, admitted, self._identity, now)
             history.note_answered(connection, admitted, now)
             _keep_terms(connection, admitted)
-            batch_id, signed_batch = make_batch()
+            batch_id, signed_batch = make_batch(connection)
             _keep_charge(connection, admitted, batch_id, now)
             _keep_batch(connection, admitted, batch_id, signed_batch)
         return signed_batch
@@ -141,14 +147,14 @@ class Ledger:
                     connection.execute("UPDATE outbox SET state = 'expired' WHERE state = 'pending'")
         return len(news)
 
-    def check(self, admitted: AdmittedPlan) -> None:
+    def check(self, admitted: AdmittedPlan, now: dt.datetime) -> None:
         """Refuses what `release` would refuse, before anything is computed for it.
 
         Raises:
             EbbflowError: as `release`.
         """
         with self._database.reading() as connection:
-            _check(connection, admitted)
+            _check(connection, admitted, self._identity, now)
 
     def decline(self, signed: pb.SignedPlan, admitted: AdmittedPlan | None, reason: Reason, now: dt.datetime) -> None:
         """Keeps a plan that is not answered, and its policy's version if the plan was sound otherwise."""
@@ -202,6 +208,12 @@ class Ledger:
             )
             connection.execute("DELETE FROM outbox WHERE end_time <= ?", ((now - KEEP_SENT).timestamp(),))
             history.forget_old(connection, now)
+
+    def last_charge_time(self) -> dt.datetime | None:
+        """When this account was last charged for an answer; None if it never was."""
+        with self._database.reading() as connection:
+            last_s = budgets.last_charge_s(connection)
+        return None if last_s is None else dt.datetime.fromtimestamp(last_s, dt.UTC)
 
     def accounts(self) -> list[Account]:
         """Returns every account, newest window first."""

@@ -21,7 +21,7 @@ from ebbflow.common.privacy.calibration import (
     check_target,
 )
 from ebbflow.common.privacy.plans import EPSILON_TOLERANCE, check_plan
-from ebbflow.common.privacy.windows import AHEAD, window_name, window_start
+from ebbflow.common.privacy.windows import AHEAD, window_name
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class AdmittedPlan:
         policy_version: of the signed policy; the ledger refuses one below the highest that it has seen.
         device_window_days: length of the device's own windows.
         device_lifetime_nano: what all windows of the device together may cost; 0 sets no limit.
+        device_delta: the delta at which the device's own limits hold.
         signed_plan: a serialised SignedPlan, as it came, for the device's records.
     """
 
@@ -89,6 +90,7 @@ class AdmittedPlan:
     device_window_days: int = DEFAULT_WINDOW_DAYS
     device_lifetime_nano: int = 0
     signed_plan: bytes = b""
+    device_delta: float = DEFAULT_DELTA
 
     @property
     def student_id(self) -> str:
@@ -107,12 +109,12 @@ class AdmittedPlan:
 
     @property
     def answer_from(self) -> dt.datetime:
-        """When the windows that the round is charged to have begun, or nearly so.
+        """From when on the round may be answered.
 
         A charge that was made long ahead could meet one of the device's next identity, which waits for no longer than
         `first_report` says.
         """
-        return max(window_start(self.plan.window), window_start(self.device_window)) - AHEAD
+        return self.end_time - AHEAD
 
 
 def _verify(data: bytes, signature: bytes, key_id: str, keys: Mapping[str, Key], what: str) -> None:
@@ -176,9 +178,9 @@ def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now:
     """
     _verify(signed.plan, signed.signature, signed.key_id, keys, "plan")
     plan = _parse(signed.plan)
-    check_plan(plan)
     version = _policy_version(plan, keys)
     _check_ceiling(plan, ceiling)
+    check_plan(plan)
     end = plan.end_time.ToDatetime(dt.UTC)
     if end <= now:
         raise EbbflowError(Reason.ROUND_CLOSED, f"{plan.round} is over", round=plan.round)
@@ -193,4 +195,5 @@ def admit(signed: pb.SignedPlan, keys: Mapping[str, Key], ceiling: Ceiling, now:
         device_window_days=ceiling.window_days,
         device_lifetime_nano=ceiling.lifetime_nano,
         signed_plan=signed.SerializeToString(deterministic=True),
+        device_delta=ceiling.delta,
     )

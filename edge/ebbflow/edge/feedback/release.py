@@ -12,7 +12,7 @@ from ebbflow.edge.feedback.plans import AdmittedPlan
 
 def make_batch(
     admitted: AdmittedPlan,
-    contributions: Collection[Contribution] | Collection[AdapterContribution],
+    contributions: Collection[Contribution | AdapterContribution],
     sign: Callable[[bytes], bytes],
     base_release: int = 0,
 ) -> tuple[str, bytes]:

@@ -1,8 +1,8 @@
 """The device's feedback store: one file with what users did, the privacy account and the outbox."""
 
 import datetime as dt
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -14,6 +14,7 @@ from ebbflow.edge.feedback.budgets import Span, window_span
 from ebbflow.edge.feedback.consent import Consent, Consents, Words
 from ebbflow.edge.feedback.database import Database
 from ebbflow.edge.feedback.history import Decision
+from ebbflow.edge.feedback.identity import Identity
 from ebbflow.edge.feedback.interactions import Interaction, Interactions, Retention, new_interaction_id
 from ebbflow.edge.feedback.ledger import Account, Ledger, Outgoing
 from ebbflow.edge.feedback.plans import AdmittedPlan
@@ -52,13 +53,20 @@ class FeedbackStore:
     Interactions do not wait for the disk (losing the last few in a power cut harms nobody); the account does.
     """
 
-    def __init__(self, path: Path, retention: Retention | None = None, consent: Consent = Consent.ASSUMED) -> None:
+    def __init__(
+        self,
+        path: Path,
+        retention: Retention | None = None,
+        consent: Consent = Consent.ASSUMED,
+        identity: Identity | None = None,
+    ) -> None:
         """Opens the store, or makes it.
 
         Args:
             path: of the database; its folder must exist.
             retention: how long interactions stay.
             consent: what holds for users who have not said anything.
+            identity: since when the device has been who it is; by default it has been for ever.
 
         Raises:
             EbbflowError: FILE_CORRUPT, DISK_FULL, SCHEMA_NEWER.
@@ -74,7 +82,7 @@ class FeedbackStore:
         self._relaxed = Database(path, "NORMAL")
         self._consents = Consents(self._durable, hasher, consent)
         self._interactions = Interactions(self._relaxed, hasher, retention or Retention(), self._consents)
-        self._ledger = Ledger(self._durable)
+        self._ledger = Ledger(self._durable, identity or Identity())
 
     def close(self) -> None:
         """Closes the file."""
@@ -162,13 +170,13 @@ class FeedbackStore:
         """
         return self._ledger.take_over(charges, now or _now())
 
-    def check(self, admitted: AdmittedPlan) -> None:
+    def check(self, admitted: AdmittedPlan, now: dt.datetime | None = None) -> None:
         """Refuses what `release_batch` would refuse, before anything is computed for it.
 
         Raises:
             EbbflowError: as `release_batch`.
         """
-        self._ledger.check(admitted)
+        self._ledger.check(admitted, now or _now())
 
     def users(self, admitted: AdmittedPlan) -> dict[bytes, list[Interaction]]:
         """Returns the interactions of the plan's time, by user, of those users who take part and may vote."""
@@ -185,25 +193,34 @@ class FeedbackStore:
     def release_batch(
         self,
         admitted: AdmittedPlan,
-        contributions: Collection[Contribution] | Collection[AdapterContribution],
+        contributions: Collection[Contribution | AdapterContribution],
         sign: Callable[[bytes], bytes],
         now: dt.datetime | None = None,
         base_release: int = 0,
     ) -> bytes:
         """Charges, adds noise and stores the bytes to send, in one durable transaction; again: the same bytes.
 
+        Who was purged, has refused or is paused since the contributions were computed is left out.
+
         Args:
             admitted: the plan.
-            contributions: one for each user.
+            contributions: one for each user, as `contributions` or `users` gave them.
             sign: signs with the key of the agent's certificate.
             now: aware time; the clock's if left out.
             base_release: of adapter updates, the release that they change.
 
         Raises:
-            EbbflowError: BUDGET_EXHAUSTED, LIFETIME_EXHAUSTED, PLAN_INVALID, ROUND_CLOSED, DISK_FULL; nothing was
-                charged.
+            EbbflowError: BUDGET_EXHAUSTED, LIFETIME_EXHAUSTED, IDENTITY_WAITS, PLAN_INVALID, ROUND_CLOSED, DISK_FULL;
+                nothing was charged.
         """
-        make = partial(make_batch, admitted, contributions, sign, base_release)
+
+        def make(connection: sqlite3.Connection) -> tuple[str, bytes]:
+            span = admitted.student_id, admitted.start_time, admitted.end_time
+            left = {interaction.id for interaction in self._interactions.read_within(connection, *span)}
+            # A purge takes all that a user had, so that one that is left says that there was none.
+            users = [user for user in contributions if user.made_of is None or not left.isdisjoint(user.made_of)]
+            return make_batch(admitted, users, sign, base_release)
+
         return self._ledger.release(admitted, make, now or _now())
 
     def decline(
@@ -238,6 +255,10 @@ class FeedbackStore:
     def mark_refused(self, batch_id: str, reason: str) -> None:
         """Notes that the cloud has refused a batch; it is not sent again, and its charge stays."""
         self._ledger.settle(batch_id, reason)
+
+    def last_charge_time(self) -> dt.datetime | None:
+        """When this device was last charged for an answer; None if it never was."""
+        return self._ledger.last_charge_time()
 
     def accounts(self) -> list[Account]:
         """Returns what was spent, newest window first."""

@@ -14,7 +14,10 @@ from ebbflow.common.privacy.vector import Contribution
 from ebbflow.edge.feedback.interactions import Interaction
 
 Embed = Callable[[Sequence[str]], npt.NDArray[np.floating]]
-"""Turns texts into vectors, one row for each."""
+"""Turns texts into vectors, one row for each: zeros or what is not finite for a text that says nothing.
+
+It must depend on the text alone; it raises where it cannot say, and then there is no report.
+"""
 
 FAILED = frozenset({rpb.OUTCOME_EDITED, rpb.OUTCOME_REJECTED, rpb.OUTCOME_REGENERATED})
 
@@ -79,12 +82,10 @@ class Bins:
     def find(self, text: str) -> Nearest | None:
         """Returns the bin of the largest cosine, or none where the text's embedding says nothing or is not finite.
 
-        Each text is embedded on its own, so that what else is in a batch cannot change its last bits.
+        Each text is embedded on its own, so that what else is in a batch cannot change its last bits. What `embed`
+        raises goes on: a vote that is left out because the device is busy would be another user's doing.
         """
-        try:
-            row_E = np.asarray(self._embed([text]), np.float64)[0]
-        except Exception:  # noqa: BLE001 - one user's text must not decide whether the device reports at all
-            return None
+        row_E = np.asarray(self._embed([text]), np.float64)[0]
         if not (np.isfinite(row_E).all() and row_E.any()):
             return None
         cosines_K = self._directions_KE @ _unit(row_E - self._centre_E)
@@ -121,5 +122,6 @@ def contributions_of(
         if nearest is not None:
             near = nearest.cosine * 1_000_000 >= plan.near_micro
             metrics = count_metrics(plan.metrics, users[user], near=near)
-            found.append(Contribution(nearest.bin, interaction.outcome in FAILED, metrics))
+            made_of = frozenset(each.id for each in users[user])
+            found.append(Contribution(nearest.bin, interaction.outcome in FAILED, metrics, made_of))
     return found

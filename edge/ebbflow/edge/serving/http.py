@@ -121,6 +121,7 @@ class Api:
     async def purge(self, user: str) -> dict[str, object]:
         """Forgets a user's requests; an empty name is that of requests without a user."""
         count = await asyncio.to_thread(self._store.purge_user, user or None)
+        self._hub.forget_prompts()
         return {"object": "feedback.user", "user": user, "interactions": count, "deleted": True}
 
     def _card(self, student: str, release: str) -> dict[str, object]:

@@ -1,11 +1,11 @@
 """The students that this device serves, by name."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.edge.serving.batcher import Batcher, Embedding
+from ebbflow.edge.serving.batcher import Batcher
 from ebbflow.edge.serving.lane import Limits
 from ebbflow.edge.serving.meters import MakeMeters, no_meters
 from ebbflow.edge.serving.model import Model
@@ -102,20 +102,13 @@ class Hub:
                 return batcher
         raise EbbflowError(Reason.MODEL_NOT_FOUND, f"this agent does not serve {name[:200]!r}", model=name[:200])
 
-    def embed(self, student: str, texts: Sequence[str]) -> list[Embedding]:
-        """Embeds texts between the steps of running requests; blocks until it is done.
-
-        Text beyond the student's context is not looked at.
-
-        Raises:
-            EbbflowError: NO_MODEL or MODEL_NOT_FOUND; AGENT_STOPPING.
-        """
-        batcher = self.batcher(student)
-        model = batcher.model
-        encode, bos = model.tokenizer.encode, model.tokenizer.bos_id is not None
-        tokens = [encode(text, bos=bos)[: model.engine.context_tokens] for text in texts]
-        futures = [batcher.embed(token_ids) for token_ids in tokens]
-        return [future.result() for future in futures]
+    def forget_prompts(self) -> None:
+        """Lets every engine drop what it has cached of prompts, before its next step; returns at once."""
+        with self._lock:
+            batchers = list(self._batchers.values())
+        for batcher in batchers:
+            with suppress(EbbflowError):  # it is stopping, and its engine goes with it
+                batcher.between_steps(lambda engine: engine.forget_prompts())
 
     def stop(self) -> None:
         """Ends all threads; whoever still waits hears AGENT_STOPPING."""

@@ -133,6 +133,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> pb.PurgeUserResponse:
         """Forgets a user's requests."""
         count = await asyncio.to_thread(self._store.purge_user, request.user_key or None)
+        self._hub.forget_prompts()
         return pb.PurgeUserResponse(interactions=count)
 
     async def GetModelStatus(

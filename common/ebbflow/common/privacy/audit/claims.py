@@ -43,20 +43,22 @@ def discrete_mu(variance: Fraction, rounds: int = 1) -> float:
     return float((norm.isf(misses[told]) - norm.isf(hits[told])).max())
 
 
-def _unit_variance(mechanism: pb.Mechanism) -> Fraction:
-    return variance_of(mechanism) / mechanism.sensitivity_squared
+def _mu(plan: pb.RoundPlan, share: int, rounds: int) -> float:
+    """Of so many rounds that may cost the cap's `share`-th part: only a lone vote's lattice makes it more."""
+    continuous = math.sqrt(2 * plan.policy.rho_cap_nano / share / NANO)
+    if plan.mechanism.sensitivity_squared != 1:
+        return continuous
+    return max(continuous, discrete_mu(variance_of(plan.mechanism), rounds))
 
 
 def round_mu(plan: pb.RoundPlan) -> float:
     """What one round may give away about one user by its policy: the window's share of a round."""
-    continuous = math.sqrt(2 * plan.policy.rho_cap_nano / plan.policy.rounds_per_window / NANO)
-    return max(continuous, discrete_mu(_unit_variance(plan.mechanism)))
+    return _mu(plan, plan.policy.rounds_per_window, 1)
 
 
 def window_mu(plan: pb.RoundPlan) -> float:
     """What all rounds of a window may give away about one user together, by its policy."""
-    continuous = math.sqrt(2 * plan.policy.rho_cap_nano / NANO)
-    return max(continuous, discrete_mu(_unit_variance(plan.mechanism), plan.policy.rounds_per_window))
+    return _mu(plan, 1, plan.policy.rounds_per_window)
 
 
 @functools.lru_cache(maxsize=64)

@@ -90,7 +90,7 @@ def observe(
         progress: told every few hundred runs.
     """
     users = (*subject.others, subject.canary) if with_canary else subject.others
-    exact: Samples = np.array(add_contributions(subject.plan, users))  # type: ignore[arg-type]
+    exact: Samples = np.array(add_contributions(subject.plan, users))
     weights = subject.weights()
     along, noise = [], []
     for begin in range(0, runs, _CHUNK):

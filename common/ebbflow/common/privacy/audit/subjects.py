@@ -34,7 +34,7 @@ TOO_MUCH = 10
 
 def release(plan: pb.RoundPlan, users: Sequence[User]) -> list[int]:
     """The device's own release code."""
-    return privatise(plan, users)  # type: ignore[arg-type]
+    return privatise(plan, users)
 
 
 @dataclass(frozen=True)
