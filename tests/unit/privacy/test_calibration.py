@@ -94,7 +94,7 @@ def test_a_window_never_costs_more_than_it_claims(epsilon: float, delta: float, 
     assert accounting.epsilon_of(mechanism.rho_nano * rounds, delta) <= epsilon
     less = cost_nano(variance * Fraction(96, 100), sensitivity)
     # Where sigma is small the lattice decides, and the continuous figure may lie well below it.
-    assert less == 0 or accounting.epsilon_of(less * rounds, delta) > epsilon * 0.98 or epsilon > 8
+    assert less == 0 or accounting.epsilon_of(less * rounds, delta) > epsilon * 0.95 or epsilon > 8
 
 
 def test_metrics_cost_noise_and_not_budget() -> None:
