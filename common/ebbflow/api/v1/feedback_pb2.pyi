@@ -528,7 +528,9 @@ class Mechanism(_message.Message):
     sensitivity_squared: _builtins.int
     """Square of the L2 norm by which one user can change the vector."""
     rho_nano: _builtins.int
-    """What one release costs, in billionths of a unit of zCDP's rho, rounded up."""
+    """What one release costs, in billionths of a unit of zCDP's rho, rounded up. Where one user changes more than one vote, that
+    of the Gaussian release that bounds it.
+    """
     def __init__(
         self,
         *,
