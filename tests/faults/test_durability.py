@@ -48,3 +48,28 @@ def test_a_pointer_that_was_written_stays(tmp_path: Path, shim: Path) -> None:
     orders = "store = SlotStore(Path('releases'))\nfor tries in range(4): store.write('faq', Slots(tries=tries))"
     for disk in after_cuts(tmp_path, shim, before, orders):
         assert SlotStore(disk / "releases").read("faq") == Slots(tries=3)
+
+
+def test_files_that_a_process_left_in_a_slot_stay_once_the_slot_is_settled(tmp_path: Path, shim: Path) -> None:
+    """One that died between moving a file into the slot and syncing the folder, or before it synced the file."""
+    before = (
+        "import os\nfrom pathlib import Path\nfrom ebbflow.edge.delivery.files import SignedFile\n"
+        "from ebbflow.edge.delivery.slots import FILE_NAMES, Slot, SlotStore\n"
+    )
+    orders = (
+        "store = SlotStore(Path('releases'))\n"
+        "files = {what: SignedFile('0' * 64, 5) for what in FILE_NAMES}\n"
+        "slot = Slot('b', 1, 'int8', 'rollouts/1', files)\n"
+        "store.tidy('faq', slot, {})\n"
+        "for what in FILE_NAMES:\n"
+        "    path = store.path('faq', slot, what)\n"
+        "    Path('made').write_bytes(b'whole')\n"
+        "    os.replace('made', path)\n"
+        "store.settle('faq', slot)\n"
+        "store.write('faq', store.read('faq').staged(slot))\n"
+    )
+    for disk in after_cuts(tmp_path, shim, before, orders):
+        store = SlotStore(disk / "releases")
+        slot = store.read("faq").pending
+        assert slot is not None
+        assert {store.path("faq", slot, what).read_bytes() for what in slot.files} == {b"whole"}

@@ -57,7 +57,16 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Makes renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_file(path: Path) -> None:
+    """Makes what a file holds durable, whoever wrote it; not its name."""
+    _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

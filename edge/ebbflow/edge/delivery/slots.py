@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ebbflow.common.errors import EbbflowError, Reason
-from ebbflow.common.files import full_disk_named, sync_folder, write_atomic
+from ebbflow.common.files import full_disk_named, sync_file, sync_folder, write_atomic
 from ebbflow.common.names import check_id
 from ebbflow.edge.delivery.files import SignedFile, verify
 
@@ -181,6 +181,18 @@ class SlotStore:
         """
         with full_disk_named(path):
             _link(source, path)
+
+    def settle(self, student_id: str, slot: Slot) -> None:
+        """Makes the files of a slot durable, with their names.
+
+        Those that were found may come from a process that ended between moving them here and syncing the folder: they
+        have their hashes, and a power cut would still take them away.
+        """
+        paths = [self.path(student_id, slot, what) for what in slot.files]
+        with full_disk_named(paths[0]):
+            for path in paths:
+                sync_file(path)
+            sync_folder(paths[0].parent)
 
     def remove(self, student_id: str) -> None:
         """Deletes everything of a student; the pointer goes first."""

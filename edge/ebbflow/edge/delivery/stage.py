@@ -74,6 +74,7 @@ class Stager:
             self._obtainer.fill(student_id, plan, downloader, self._store.path(student_id, slot, "weights"))
         else:
             self._fetch(attempt, slot, "weights", found)
+        self._store.settle(student_id, slot)
         self._store.write(student_id, slots.cleared(slot).staged(slot))
         downloader.keep_only(())
         return slot
