@@ -131,7 +131,7 @@ def answer(folder: Path, registry: Registry, blobs: LocalBlobStore, release: Rel
     later = NOW + adapter_world.DAY / 24
     admitted = admit(plan, {SIGNER.public_key.keyid: SIGNER.public_key}, Ceiling(epsilon=64, adapters=True), later)
     key = identity.generate_key()
-    changes, base_release = Updates(slots, store).contributions(admitted)
+    changes, base_release = Updates(slots, store).contributions(admitted, lambda: None)
     assert (len(changes), base_release) == (USERS, 1)
     data = store.release_batch(admitted, changes, lambda data: identity.sign(key, data), later, base_release)
     batches.submit(registry, agent, pb.SignedBatch.FromString(data), key.public_key(), later, blobs)

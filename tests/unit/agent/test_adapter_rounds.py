@@ -108,7 +108,7 @@ def test_without_the_extra_the_round_is_declined_and_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "opacus" else object())
     with pytest.raises(EbbflowError) as caught:
-        Updates(SlotStore(world.folder / "releases"), None).contributions(None)  # type: ignore[arg-type]
+        Updates(SlotStore(world.folder / "releases"), None).contributions(None, pytest.fail)  # type: ignore[arg-type]
     assert caught.value.reason is Reason.EXTRA_MISSING
     assert caught.value.metadata["extra"] == "edge-torch"
 

@@ -2,15 +2,19 @@
 
 import asyncio
 import datetime as dt
+import importlib.util
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from adapter_world import adapter_plan, config, round_plan
+from adapter_world import adapter_plan, config, policy, round_plan
 from agent_support import until
 from feedback_world import NOW, SIGNER, signed_policy
+from structlog.testing import capture_logs
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.cloud.feedback.plans import PlanSigner, Timing, make_plan
@@ -63,14 +67,16 @@ class Device:
 
     def __init__(self, folder: Path) -> None:
         self.system, self.passed_s = NOW, 0.0
+        self.refreshed_s: list[float] = []
+        self.served = SimpleNamespace(student="students/faq", tokenizer=self)
         self.store = FeedbackStore(folder / "agent.db")
         self.clock = FeedbackClock(None, lambda: self.system)
         self.trust_clock = TrustClock(folder / "clock", lambda: self.system)
         self.cloud = HostileCloud(self)
         keys = {SIGNER.public_key.keyid: SIGNER.public_key}
-        trust: Any = SimpleNamespace(clock=self.trust_clock, feedback_keys=lambda: keys, refresh=lambda: None)
-        hub: Any = SimpleNamespace(models=lambda: [SimpleNamespace(student="students/faq", tokenizer=self)])
-        room: Any = None  # for an engine, which votes by shared words do not need
+        trust: Any = SimpleNamespace(clock=self.trust_clock, feedback_keys=lambda: keys, refresh=self.refresh)
+        hub: Any = SimpleNamespace(models=lambda: [self.served])
+        room: Any = SimpleNamespace(fits=lambda *_: False)  # for an engine, which votes by shared words do not need
         updates = Updates(SlotStore(folder / "releases"), self.store)
         cloud: Any = self.cloud
         self.rounds = Rounds(
@@ -88,6 +94,10 @@ class Device:
 
     async def sleep(self, seconds: float) -> None:
         self.passed_s += seconds
+
+    def refresh(self) -> None:
+        """Asks the cloud for newer keys."""
+        self.refreshed_s.append(self.passed_s)
 
     def encode(self, text: str, *, bos: bool = False) -> list[int]:
         self.passed_s += TEXTS_S
@@ -116,9 +126,9 @@ def device(tmp_path: Path) -> Iterator[Device]:
     made.store.close()
 
 
-def plan(round_id: str, at: dt.datetime = NOW, duration: dt.timedelta = DAY) -> pb.RoundPlan:
+def plan(round_id: str, at: dt.datetime = NOW, duration: dt.timedelta = DAY, **more: Any) -> pb.RoundPlan:
     bins = [pb.Bin(bin_id=text, texts=[text]) for text in ("files", "dates")]
-    return make_plan(round_id, "faq", signed_policy(), bins, Timing(at, duration, 7 * DAY))
+    return make_plan(round_id, "faq", signed_policy(policy()), bins, Timing(at, duration, 7 * DAY), **more)
 
 
 # The clock
@@ -152,6 +162,16 @@ def test_a_device_without_a_clock_is_moved_once_and_not_step_by_step(device: Dev
     assert [round_ for round_, _ in sent] == ["rounds/0"]
 
 
+def test_a_device_whose_clock_is_behind_says_once_until_when_a_round_waits(device: Device) -> None:
+    asked = plan("r", NOW + 10 * DAY)
+    with capture_logs() as logs:
+        assert [device.look(asked), device.look(asked)] == [[], []]
+    until_when = (NOW + (10 + 1 - 7) * DAY).isoformat()
+    waits = [entry for entry in logs if entry["event"] == "round_waits"]
+    assert [(entry["round"], entry["until"]) for entry in waits] == [("rounds/r", until_when)]
+    assert device.store.decisions() == []
+
+
 # The moment of sending
 
 
@@ -181,6 +201,89 @@ def test_without_a_round_to_answer_nobody_waits(device: Device) -> None:
     device.look(plan("r"))
     assert device.look(plan("r")) == []
     assert device.passed_s == 0.0
+
+
+def test_newer_keys_are_asked_for_once_and_before_anything_is_computed(device: Device) -> None:
+    """The moment of that question would tell how long computing took."""
+    device.used_by(200)
+    good, *unknown = (PlanSigner(SIGNER).sign(plan(round_id)) for round_id in ("good", "bad", "worse"))
+    for signed in unknown:
+        signed.key_id = "ff" * 32
+    device.cloud.plans = [good, *unknown]
+    asyncio.run(device.rounds.look())
+    assert device.refreshed_s == [0.0]
+    assert device.cloud.received == [("rounds/good", 2.0)]
+    assert [each.reason for each in device.store.decisions()].count("PLAN_UNTRUSTED") == 2
+
+
+def test_keys_that_cannot_be_had_keep_no_other_plan_from_being_answered(device: Device) -> None:
+    def fails() -> None:
+        raise EbbflowError(Reason.SERVER_UNAVAILABLE, "down")
+
+    device.rounds._trust.refresh = fails  # type: ignore[method-assign]
+    good, unknown = (PlanSigner(SIGNER).sign(plan(round_id)) for round_id in ("good", "bad"))
+    unknown.key_id = "ff" * 32
+    device.cloud.plans = [unknown, good]
+    with pytest.raises(EbbflowError) as caught:
+        asyncio.run(device.rounds.look())
+    assert caught.value.reason is Reason.SERVER_UNAVAILABLE
+    assert device.cloud.received == [("rounds/good", 2.0)]
+
+
+def test_a_round_that_ends_before_its_answer_could_be_sent_costs_nothing(device: Device) -> None:
+    soon = NOW + 4 * dt.timedelta(minutes=1) - DAY
+    assert device.look(plan("states", soon, measure=pb.RoundPlan.MEASURE_STUDENT)) == []
+    assert [each.reason for each in device.store.decisions()] == ["ROUND_CLOSED"]
+    assert device.look(plan("words", soon), round_plan(adapter_plan(config()))) == [("rounds/5c1e", 300.0)]
+    assert [account.entries for account in device.store.accounts()] == [1]
+    assert device.look(plan("words", soon)) == [("rounds/words", 2.0)]
+
+
+def test_nobody_waits_for_a_round_that_this_device_cannot_compute(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "weights").write_bytes(b"")
+    device.served.engine = SimpleNamespace(weights_path=tmp_path / "weights", name="native")
+    device.used_by(3)
+    adapters, states = round_plan(adapter_plan(config())), plan("states", measure=pb.RoundPlan.MEASURE_STUDENT)
+    assert device.look(adapters, states) == []
+    assert {each.reason for each in device.store.decisions()} == {"EXTRA_MISSING", "OUT_OF_MEMORY"}
+    assert device.passed_s == 0.0
+    assert device.look(adapters, states, plan("words")) == [("rounds/words", 2.0)]
+
+
+def test_what_fails_at_a_users_text_is_waited_for_as_what_does_not(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Device.encode
+
+    def fails(device: Device, text: str, *, bos: bool = False) -> list[int]:
+        if text == "a file":
+            raise MemoryError
+        return encode(device, text, bos=bos)
+
+    monkeypatch.setattr(Device, "encode", fails)
+    device.used_by(1)
+    assert device.look(plan("r")) == []
+    assert device.store.accounts() == []
+    assert device.passed_s == pytest.approx(2.0)
+
+
+def test_votes_by_words_are_computed_as_fast_as_answers(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold the interpreter's lock: whoever would go before them had to wait for them."""
+    encode, found = Device.encode, set()
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def noted(device: Device, text: str, *, bos: bool = False) -> list[int]:
+        found.add(priority())
+        return encode(device, text, bos=bos)
+
+    monkeypatch.setattr(Device, "encode", noted)
+    device.look(plan("r"))
+    assert found == {priority()}
 
 
 def test_what_waits_from_before_is_sent_before_anything_is_computed(device: Device) -> None:

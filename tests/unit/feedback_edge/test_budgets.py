@@ -248,10 +248,10 @@ def test_a_policy_that_was_replaced_does_not_come_back(
     old = ask("r3", first, version=2)
     assert reason_of(lambda: store.release_batch(old, [], sign, now)) == (Reason.PLAN_INVALID, "policy_version")
     other = ask("r4", complete_policy(pb.PrivacyPolicy(epsilon=1.5)), version=3)
-    assert reason_of(lambda: store.check(other)) == (Reason.PLAN_INVALID, "policy_changed")
+    assert reason_of(lambda: store.check(other, now)) == (Reason.PLAN_INVALID, "policy_changed")
     assert store.policies()["faq"] == (3, last)
     again = FeedbackStore(tmp_path / "agent.db")
-    assert reason_of(lambda: again.check(old)) == (Reason.PLAN_INVALID, "policy_version")
+    assert reason_of(lambda: again.check(old, now)) == (Reason.PLAN_INVALID, "policy_version")
     again.close()
 
 
@@ -260,7 +260,7 @@ def test_a_policy_is_remembered_from_a_plan_that_was_not_answered(
 ) -> None:
     newer = ask("r1", complete_policy(pb.PrivacyPolicy(epsilon=1.0)), version=2)
     store.decline(pb.SignedPlan.FromString(newer.signed_plan), Reason.IDENTITY_WAITS, newer, now)
-    assert reason_of(lambda: store.check(ask("r2"))) == (Reason.PLAN_INVALID, "policy_version")
+    assert reason_of(lambda: store.check(ask("r2"), now)) == (Reason.PLAN_INVALID, "policy_version")
 
 
 def test_a_student_of_one_policy_says_nothing_about_another(
@@ -270,7 +270,7 @@ def test_a_student_of_one_policy_says_nothing_about_another(
     lower = signed_policy(pb.PrivacyPolicy(epsilon=1.0), "poetry", signer, 1)
     bins = [pb.Bin(bin_id="files", texts=["files"])]
     plan = make_plan("r9", "poetry", lower, bins, Timing(now, DAY, DAY))
-    store.check(admit(PlanSigner(signer).sign(plan), keys, Ceiling(epsilon=8.0), now))
+    store.check(admit(PlanSigner(signer).sign(plan), keys, Ceiling(epsilon=8.0), now), now)
 
 
 @pytest.mark.parametrize("lifetime", [3.9, -1.0, float("inf"), float("nan")])

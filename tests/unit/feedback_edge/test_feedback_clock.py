@@ -1,6 +1,7 @@
 """The time by which privacy windows are charged: the device's own, whatever the cloud says."""
 
 import datetime as dt
+from time import CLOCK_BOOTTIME, clock_gettime
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,27 @@ def test_a_device_without_a_clock_goes_on_from_its_last_charge() -> None:
     clock.hear(NOW - DAY)
     board.pass_time(HOUR)
     assert clock.now() == NOW + HOUR
+
+
+def test_the_time_is_known_by_a_clock_of_its_own_or_by_the_cloud() -> None:
+    assert Board().boot().is_known
+    board = Board(LOST)
+    clock = board.boot(charged=NOW)
+    assert not clock.is_known
+    clock.hear(NOW + DAY)
+    assert clock.is_known
+    clock = board.boot(charged=NOW)
+    board.system = NOW + DAY
+    assert clock.is_known
+
+
+def test_time_passes_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept_s = 0.0
+    monkeypatch.setattr("time.clock_gettime", lambda which: clock_gettime(which) + slept_s * (which == CLOCK_BOOTTIME))
+    clock = FeedbackClock(None, lambda: LOST)
+    clock.hear(NOW)
+    slept_s = 3600.0
+    assert dt.timedelta() <= clock.now() - NOW - HOUR < HOUR
 
 
 def test_a_clock_that_is_set_right_takes_over_from_the_cloud() -> None:

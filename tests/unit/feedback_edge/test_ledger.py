@@ -121,6 +121,14 @@ def test_a_failing_signature_costs_nothing(store: FeedbackStore, admitted: Admit
     assert not store.has_answered("rounds/r1")
 
 
+def test_a_round_that_ended_while_it_was_computed_costs_nothing(store: FeedbackStore, admitted: Admit) -> None:
+    plan = admitted()
+    with pytest.raises(EbbflowError) as caught:
+        store.release_batch(plan, [], sign, plan.end_time)
+    assert caught.value.reason is Reason.ROUND_CLOSED
+    assert store.accounts() == []
+
+
 def test_what_the_cloud_answered_is_not_sent_again(store: FeedbackStore, admitted: Admit, now: dt.datetime) -> None:
     for i in range(3):
         store.release_batch(admitted(round_id=f"r{i}"), [], sign, now)

@@ -153,6 +153,13 @@ def test_what_a_clock_that_ran_ahead_recorded_does_not_stay_for_longer(store: Fe
     assert store.apply_retention(now + 31 * DAY) == 1
 
 
+def test_a_clock_that_is_set_back_for_a_while_makes_nothing_older(store: FeedbackStore, now: dt.datetime) -> None:
+    ask(store, "anna", "files", now)
+    assert store.apply_retention(now - 20 * DAY) == 0
+    assert store.apply_retention(now + 29 * DAY) == 0
+    assert store.apply_retention(now + 31 * DAY) == 1
+
+
 def test_who_reads_does_not_stop_retention_and_the_log_is_emptied_the_next_time(
     tmp_path: Path, now: dt.datetime
 ) -> None:

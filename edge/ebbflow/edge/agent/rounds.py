@@ -1,8 +1,11 @@
 """Answers the rounds of feedback that this device agrees to, and sends what was made private."""
 
 import asyncio
+import datetime as dt
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -34,8 +37,16 @@ _FINAL = frozenset(
         Reason.ROUND_NOT_FOUND,
     }
 )
+# What newer keys may change.
+_UNKNOWN = frozenset({Reason.METADATA_NOT_FOUND, Reason.PLAN_UNTRUSTED})
 # What may be otherwise a moment later: no decision about a plan.
 _PASSING = frozenset({Reason.AGENT_STOPPING, Reason.SERVER_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.DISK_FULL})
+
+_Admitted = tuple[pb.SignedPlan, AdmittedPlan]
+
+
+def _runs_student(plan: pb.RoundPlan) -> bool:
+    return plan.HasField("adapter") or plan.measure == pb.RoundPlan.MEASURE_STUDENT
 
 
 class Rounds:
@@ -59,6 +70,7 @@ class Rounds:
         self._updates, self._clock, self._pace = updates, clock, pace or Pace()
         self._stopwatch, self._sleep = stopwatch, sleep
         self._declined: dict[bytes, Reason] = {}  # by signature, so that each plan is declined once
+        self._waiting: set[str] = set()  # rounds that were said to wait
 
     async def look(self) -> float:
         """Answers the open rounds and sends what waits; returns the seconds until the next look.
@@ -67,7 +79,8 @@ class Rounds:
         disk was lost or restored goes on where it was.
 
         How long answering takes depends on how many users there are. So what was answered is sent at the next moment of
-        a grid that was laid when the plans came, and the cloud hears nothing of rounds before that, whatever it asks.
+        a grid that was laid when the plans came, and the cloud hears nothing of rounds before that, whatever it asks:
+        newer keys are fetched before anything is computed.
 
         Raises:
             EbbflowError: why the cloud could not be asked, or the first thing that went wrong afterwards; what was
@@ -80,9 +93,10 @@ class Rounds:
             log.warning("charges_taken_over", rounds=taken)
         failures: list[EbbflowError] = []
         await self._send(failures)
+        due = await asyncio.to_thread(self._due, response.plans, failures)
         step_s = 0.0
-        for signed in response.plans:
-            step_s = max(step_s, await asyncio.to_thread(self._answer, signed, failures))
+        for signed, admitted in due:
+            step_s = max(step_s, await asyncio.to_thread(self._answer, signed, admitted, failures))
         if step_s:
             await self._sleep(to_next(step_s, self._stopwatch() - arrived_s))
             await self._send(failures)
@@ -90,21 +104,13 @@ class Rounds:
             raise failures[0]
         return POLL_S
 
-    def _answer(self, signed: pb.SignedPlan, failures: list[EbbflowError]) -> float:
-        """Answers a plan, or keeps why not; no plan keeps another one from being answered.
-
-        Returns:
-            The grid's step, if users were looked at; otherwise 0.
-        """
-        admitted, step_s = None, 0.0
+    @contextmanager
+    def _kept(
+        self, signed: pb.SignedPlan, failures: list[EbbflowError], admitted: AdmittedPlan | None = None
+    ) -> Iterator[None]:
+        """Keeps why a plan is not answered; no plan keeps another one from being answered."""
         try:
-            admitted = self._admit(signed)
-            now = self._clock.now()
-            if self._store.has_answered(admitted.plan.round) or now < admitted.answer_from:
-                return 0.0
-            self._store.check(admitted, now)
-            step_s = self._step_s(admitted.plan)
-            self._release(admitted)
+            yield
         except EbbflowError as error:
             if error.reason in _PASSING:
                 failures.append(error)
@@ -112,10 +118,65 @@ class Rounds:
                 self._decline(signed, admitted, error)
         except Exception as error:  # noqa: BLE001 - one bad plan must neither end the look nor hold up what waits
             log.error("round_failed", **place_of(error))
-        return step_s
 
-    def _release(self, admitted: AdmittedPlan) -> None:
-        contributions, base_release = self._contributions(admitted)
+    def _due(self, plans: Iterable[pb.SignedPlan], failures: list[EbbflowError]) -> list[_Admitted]:
+        """Returns the plans to answer now.
+
+        What ends before the next moment of the grid could only be charged, and never be sent.
+        """
+        due = []
+        for signed, admitted in self._admit_all(plans, failures):
+            with self._kept(signed, failures, admitted):
+                if self._is_due(admitted):
+                    due.append((signed, admitted))
+        now = self._clock.now()
+        in_time = [each for _, each in due if not self._ends_within(each, self._step_s(each.plan), now)]
+        step_s = max((self._step_s(each.plan) for each in in_time), default=0.0)  # all leave together
+        chosen = []
+        for signed, admitted in due:
+            if self._ends_within(admitted, max(step_s, self._step_s(admitted.plan)), now):
+                message = f"{admitted.plan.round} ends before an answer could be sent"
+                self._decline(signed, admitted, EbbflowError(Reason.ROUND_CLOSED, message, round=admitted.plan.round))
+            else:
+                chosen.append((signed, admitted))
+        return chosen
+
+    @staticmethod
+    def _ends_within(admitted: AdmittedPlan, seconds: float, now: dt.datetime) -> bool:
+        return now + dt.timedelta(seconds=seconds) >= admitted.end_time
+
+    def _is_due(self, admitted: AdmittedPlan) -> bool:
+        """Whether a plan is to be answered now.
+
+        Raises:
+            EbbflowError: why it never is, as `FeedbackStore.check`.
+        """
+        now, round_ = self._clock.now(), admitted.plan.round
+        if self._store.has_answered(round_):
+            return False
+        if now < admitted.answer_from:
+            if round_ not in self._waiting:
+                self._waiting.add(round_)
+                log.info("round_waits", round=round_, until=admitted.answer_from.isoformat())
+            return False
+        self._store.check(admitted, now)
+        return True
+
+    def _answer(self, signed: pb.SignedPlan, admitted: AdmittedPlan, failures: list[EbbflowError]) -> float:
+        """Answers a plan, or keeps why not.
+
+        Returns:
+            The grid's step, if users were looked at or there is something to send; otherwise 0, whoever the users are.
+        """
+        begun = threading.Event()
+        with self._kept(signed, failures, admitted):
+            if self._is_due(admitted):  # the plans before it have been charged meanwhile
+                self._release(admitted, begun.set)
+        return self._step_s(admitted.plan) if begun.is_set() else 0.0
+
+    def _release(self, admitted: AdmittedPlan, begin: Callable[[], None]) -> None:
+        contributions, base_release = self._contributions(admitted, begin)
+        begin()
         now = self._clock.now()
         self._store.release_batch(admitted, contributions, self._sign, now, base_release)
         self._clock.charged(now)
@@ -123,8 +184,7 @@ class Rounds:
 
     def _step_s(self, plan: pb.RoundPlan) -> float:
         """The grid's step; where a student computes for every user, it has to be wide."""
-        runs_student = plan.HasField("adapter") or plan.measure == pb.RoundPlan.MEASURE_STUDENT
-        return self._pace.studied_s if runs_student else self._pace.voted_s
+        return self._pace.studied_s if _runs_student(plan) else self._pace.voted_s
 
     def _decline(self, signed: pb.SignedPlan, admitted: AdmittedPlan | None, error: EbbflowError) -> None:
         """Keeps a plan that is not answered, once for each reason."""
@@ -138,25 +198,51 @@ class Rounds:
         self._declined[signed.signature] = error.reason
         log.warning("round_declined", reason=error.reason.name, why=str(error))
 
-    def _admit(self, signed: pb.SignedPlan) -> AdmittedPlan:
-        """Decides about a plan, with fresh keys if the known ones do not know its signer."""
-        now = self._clock.now()
+    def _admit_all(self, plans: Iterable[pb.SignedPlan], failures: list[EbbflowError]) -> list[_Admitted]:
+        """Decides about plans, with newer keys if the known ones do not know all signers."""
+        found, unknown = [], []
+        for signed in plans:
+            with self._kept(signed, failures):
+                try:
+                    found.append((signed, self._admit(signed)))
+                except EbbflowError as error:
+                    if error.reason not in _UNKNOWN:
+                        raise
+                    unknown.append(signed)
+        if not unknown:
+            return found
+        refused: Exception | None = None
         try:
-            return admit(signed, self._trust.feedback_keys(), self._ceiling, now)
-        except EbbflowError as error:
-            if error.reason not in {Reason.METADATA_NOT_FOUND, Reason.PLAN_UNTRUSTED}:
-                raise
-        self._trust.refresh()
-        return admit(signed, self._trust.feedback_keys(), self._ceiling, now)
+            self._trust.refresh()
+        except Exception as error:  # noqa: BLE001 - raised below, for the plans that it concerns
+            refused = error
+        for signed in unknown:
+            with self._kept(signed, failures):
+                if refused:
+                    raise refused
+                found.append((signed, self._admit(signed)))
+        return found
 
-    def _contributions(self, admitted: AdmittedPlan) -> tuple[list[Contribution] | list[AdapterContribution], int]:
-        """What users add, and the release that their changes are to; 0 for votes."""
+    def _admit(self, signed: pb.SignedPlan) -> AdmittedPlan:
+        return admit(signed, self._trust.feedback_keys(), self._ceiling, self._clock.now())
+
+    def _contributions(
+        self, admitted: AdmittedPlan, begin: Callable[[], None]
+    ) -> tuple[list[Contribution] | list[AdapterContribution], int]:
+        """What users add, and the release that their changes are to; 0 for votes.
+
+        Votes by words stay at the priority of answers: they hold the interpreter's lock, for which answers would wait
+        as long as something else keeps the core busy.
+        """
         if admitted.plan.HasField("adapter"):
-            return self._updates.contributions(admitted)
-        return in_background(lambda: self._votes(admitted)), 0
+            return self._updates.contributions(admitted, begin)
+        if _runs_student(admitted.plan):
+            return in_background(lambda: self._votes(admitted, begin)), 0
+        return self._votes(admitted, begin), 0
 
-    def _votes(self, admitted: AdmittedPlan) -> list[Contribution]:
+    def _votes(self, admitted: AdmittedPlan, begin: Callable[[], None]) -> list[Contribution]:
         with self._likeness.of(admitted.plan) as embed:
+            begin()
             return self._store.contributions(admitted, embed) if embed else []
 
     def _sign(self, data: bytes) -> bytes:

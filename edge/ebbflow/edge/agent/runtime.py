@@ -27,6 +27,7 @@ from ebbflow.edge.agent.machine import Machine
 from ebbflow.edge.agent.profile import device_profile
 from ebbflow.edge.agent.reconcile import Reconciler
 from ebbflow.edge.agent.renewal import Renewal
+from ebbflow.edge.agent.retention import retain
 from ebbflow.edge.agent.rounds import Rounds
 from ebbflow.edge.agent.settings import AgentSettings
 from ebbflow.edge.agent.swapping import Room, Swapper
@@ -59,7 +60,6 @@ from ebbflow.edge.serving.server import HttpServer, is_loopback
 
 log = structlog.get_logger(__name__)
 
-_HOUR_S = 3600.0
 _MIB = 2**20
 
 
@@ -118,7 +118,7 @@ class Agent:
         self._rounds = Watcher("plan", rounds.look, pace)
         self._others = [
             Watcher("certificate", Renewal(self.cloud, trust.clock).look, pace),
-            Watcher("retention", self._retain, pace),
+            Watcher("retention", partial(retain, self.store, self._clock), pace),
             Watcher("governor", self.governing.look, pace),
         ]
         ears = Ears(desired_state=self._hint, plan=self._rounds.hint)
@@ -217,10 +217,6 @@ class Agent:
         await asyncio.to_thread(self.hub.stop)
         await asyncio.gather(self.cloud.close(), self._teacher.close())
         self.store.close()
-
-    async def _retain(self) -> float:
-        await asyncio.to_thread(self.store.apply_retention, self._clock.now())
-        return _HOUR_S
 
     def _telemetry(self) -> agent_pb2.Telemetry:
         return telemetry(self._settings.state, self.installations.last().values())

@@ -3,7 +3,7 @@
 Without the extra "edge-torch" such rounds are declined; torch is imported only where one is answered.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -31,12 +31,16 @@ class Updates:
     def __init__(self, slots: SlotStore, store: FeedbackStore) -> None:
         self._slots, self._store = slots, store
 
-    def contributions(self, admitted: AdmittedPlan) -> tuple[list[AdapterContribution], int]:
+    def contributions(self, admitted: AdmittedPlan, begin: Callable[[], None]) -> tuple[list[AdapterContribution], int]:
         """Returns one change for each user, and the release that they change.
 
         A device that serves no release that the plan takes has no change to tell, and returns release 0: its batch is
         noise alone. Takes as long as training some dozens of sequences for each user, on one core at the lowest
         priority.
+
+        Args:
+            admitted: the plan.
+            begin: called before users are looked at; what is raised before that says nothing about them.
 
         Raises:
             EbbflowError: EXTRA_MISSING without torch or Opacus; PLAN_INVALID if the student has not the plan's values;
@@ -49,10 +53,14 @@ class Updates:
             return [], 0
         weights = self._slots.path(student_id, slot, "weights")
         tokenizer = Tokenizer.from_file(self._slots.path(student_id, slot, "tokenizer"))
-        return in_background(lambda: _train(weights, plan, self._sequences(admitted, tokenizer))), slot.release
+        users = self._sequences(admitted, tokenizer, begin)
+        return in_background(lambda: _train(weights, plan, users)), slot.release
 
-    def _sequences(self, admitted: AdmittedPlan, tokenizer: Tokenizer) -> Iterable[dict[str, list[int]]]:
+    def _sequences(
+        self, admitted: AdmittedPlan, tokenizer: Tokenizer, begin: Callable[[], None]
+    ) -> Iterable[dict[str, list[int]]]:
         """Yields the tokens of each user's texts by the ids of their interactions, user by user."""
+        begin()
         for interactions in self._store.users(admitted).values():
             texts = self._store.texts([each.id for each in interactions])
             yield {

@@ -103,15 +103,21 @@ class Interactions:
     def forget_old(self, now: dt.datetime) -> int:
         """Removes what is older than the retention; returns how many interactions that were.
 
-        What was recorded by a clock that ran ahead is as old as if it came now, so that it does not stay for longer.
+        What seems to come from the future was recorded by a clock that ran ahead, or this clock is behind and will be
+        set right. So it stays as it is, unless it lies further ahead than the retention: then it is as old as if it
+        came now. Nothing stays for longer than twice the retention, and a clock that is behind by less makes nothing
+        older than it is.
 
         It also takes out of the write-ahead log what has been removed since the last time, for whatever reason; while
         another process reads, that waits for the next time.
         """
-        horizon = now - dt.timedelta(days=self._retention.days)
+        kept = dt.timedelta(days=self._retention.days)
+        latest_s, oldest_s = (now + kept).timestamp(), (now - kept).timestamp()
         with self._database.transaction() as connection:
-            connection.execute("UPDATE interactions SET create_time = ?1 WHERE create_time > ?1", (now.timestamp(),))
-            done = connection.execute("DELETE FROM interactions WHERE create_time < ?", (horizon.timestamp(),))
+            connection.execute(
+                "UPDATE interactions SET create_time = ? WHERE create_time > ?", (now.timestamp(), latest_s)
+            )
+            done = connection.execute("DELETE FROM interactions WHERE create_time < ?", (oldest_s,))
         try:
             self._database.scrub(_SCRUB_S)
         except EbbflowError as error:

@@ -52,6 +52,8 @@ def _check(connection: sqlite3.Connection, admitted: AdmittedPlan, identity: Ide
     if now < admitted.answer_from:
         message = f"{admitted.plan.round} is answered from {admitted.answer_from.isoformat()} on"
         raise EbbflowError(Reason.PLAN_INVALID, message, why="early")
+    if now >= admitted.end_time:
+        raise EbbflowError(Reason.ROUND_CLOSED, f"{admitted.plan.round} is over", round=admitted.plan.round)
     identity.check(admitted, now)
     history.check(connection, admitted)
     budgets.check_clock(connection, admitted)
@@ -103,10 +105,10 @@ class Ledger:
             A serialised SignedBatch.
 
         Raises:
-            EbbflowError: BUDGET_EXHAUSTED, LIFETIME_EXHAUSTED, ROUND_CLOSED (its window ended before the last charge),
-                IDENTITY_WAITS, PLAN_INVALID (the round was answered under another plan or by a copy of this device, it
-                is too early to answer it, or the policy is older than one that was seen), DISK_FULL. Nothing was
-                charged.
+            EbbflowError: BUDGET_EXHAUSTED, LIFETIME_EXHAUSTED, ROUND_CLOSED (it is over, or its window ended before the
+                last charge), IDENTITY_WAITS, PLAN_INVALID (the round was answered under another plan or by a copy of
+                this device, it is too early to answer it, or the policy is older than one that was seen), DISK_FULL.
+                Nothing was charged.
         """
         with self._database.transaction() as connection:
             kept = self._answered(connection, admitted)
