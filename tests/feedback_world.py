@@ -6,6 +6,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from securesystemslib.signer import CryptoSigner
+from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
@@ -13,7 +14,7 @@ from ebbflow.cloud.blobs.base import BlobStore
 from ebbflow.cloud.feedback import batches, charges, rounds
 from ebbflow.cloud.feedback.plans import PlanSigner
 from ebbflow.cloud.registry.engine import Registry
-from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, FeedbackRefusal, Round, Student
+from ebbflow.cloud.registry.tables import Agent, AgentState, Assignment, FeedbackRefusal, Round, RoundState, Student
 from ebbflow.common.identity import keys as identity
 from ebbflow.common.privacy.calibration import complete_policy
 from ebbflow.common.privacy.vector import AdapterContribution, Contribution
@@ -70,6 +71,13 @@ def open_round(registry: Registry, now: dt.datetime = NOW, **more: object) -> Ro
         return rounds.open_round(session, student, BINS, PlanSigner(SIGNER), now, **more)  # type: ignore[arg-type]
 
 
+def open_plans(session: Session, now: dt.datetime = NOW) -> list[pb.SignedPlan]:
+    """The plans of the open rounds, whoever has answered them."""
+    query = sa.select(Round).where(Round.state == RoundState.OPEN, Round.end_time > now).order_by(Round.create_time)
+    rows = session.scalars(query.order_by(Round.id))
+    return [pb.SignedPlan(plan=row.plan, signature=row.signature, key_id=row.key_id) for row in rows]
+
+
 def close_all(registry: Registry) -> None:
     rounds.close_overdue(registry, NOW + 2 * DAY)
 
@@ -87,8 +95,9 @@ class Device:
         votes: Collection[Contribution] | Collection[AdapterContribution],
         now: dt.datetime = NOW,
     ) -> pb.SignedBatch:
+        """Answers the newest open round, as a device does that fetched its plan before it answered."""
         with registry.reading() as session:
-            plan = rounds.current_plans(session, self.agent, now)[-1]
+            plan = open_plans(session, now)[-1]
         keys = {SIGNER.public_key.keyid: SIGNER.public_key}
         admitted = admit(plan, keys, Ceiling(epsilon=64.0, adapters=True), now)
         data = self.store.release_batch(admitted, votes, lambda data: identity.sign(self.key, data), now)

@@ -14,6 +14,7 @@ import boto3
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from moto import settings as settings_of_moto
 from moto.server import ThreadedMotoServer
 
 from ebbflow.cloud.blobs.base import CHUNK_BYTES, BlobStore, PromptReader
@@ -36,16 +37,22 @@ def s3_endpoint() -> Iterator[str]:
 
 
 @pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BlobStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
     if request.param == "local":
         return LocalBlobStore(tmp_path / "blobs")
-    endpoint = request.getfixturevalue("s3_endpoint")
+    made: BlobStore = request.getfixturevalue("store_of")("ebbflow/")
+    return made
+
+
+@pytest.fixture
+def store_of(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S3BlobStore]:
+    """Makes stores in an empty bucket."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     bucket = uuid.uuid4().hex
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
-    return S3BlobStore(bucket, "ebbflow/", endpoint)
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=bucket)
+    return lambda prefix: S3BlobStore(bucket, prefix, s3_endpoint)
 
 
 def damage(store: BlobStore, sha256: str, data: bytes) -> None:
@@ -119,6 +126,39 @@ def test_what_a_killed_upload_left_is_swept_and_one_that_runs_is_not(store: Blob
     for _ in range(2):
         store.sweep(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))
         assert (is_there(), store.read(kept.sha256)) == (False, b"kept")
+
+
+@pytest.mark.parametrize("prefix", ["", "ebbflow/", "a.b"])
+def test_uploads_of_other_applications_in_the_bucket_are_left_alone(
+    store_of: Callable[[str], S3BlobStore], prefix: str
+) -> None:
+    store = store_of(prefix)
+    client, bucket, own = store._client, store.bucket, store._key("ab" * 32)
+    others = {
+        "backups/database.tar",
+        f"{prefix}backup",
+        f"{prefix}{'ab' * 32}",
+        f"{prefix}cd/{'ab' * 32}",
+        f"{prefix}AB/{'AB' * 32}",
+        f"{prefix}more/ab/{'ab' * 32}",
+        f"{own}.old",
+    }
+    for key in (*others, own):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+    store.sweep(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1))
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert {upload["Key"] for upload in left} == others
+
+
+def test_a_bucket_that_hides_its_uploads_is_told_of_once(
+    store_of: Callable[[str], S3BlobStore], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_of("")
+    monkeypatch.setattr(settings_of_moto, "INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from here on it knows nobody
+    for _ in range(2):
+        store.sweep(dt.datetime.now(dt.UTC))
+    (message,) = [record.getMessage() for record in caplog.records if record.name.startswith("ebbflow")]
+    assert "s3:ListBucketMultipartUploads" in message
 
 
 def test_a_file_and_its_chunks_are_one_blob(store: BlobStore, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from feedback_world import AGENTS, DAY, NOW, Device, add_fleet, close_all, open_round
+from feedback_world import AGENTS, DAY, NOW, Device, add_fleet, close_all, open_plans, open_round
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -163,6 +163,7 @@ async def test_agents_are_told_their_charges_with_the_plans(plane: Plane) -> Non
     assert caught.value.reason is Reason.BATCH_REFUSED
     answer = await stub.GetPlan(pb.GetPlanRequest())
     assert [charge.round for charge in answer.charges] == [f"rounds/{round_.id}"]
+    assert not answer.plans, "the charge says enough"
 
 
 # Whatever happens to disks and batches, what left the device is in its account after one look at the mirror.
@@ -194,7 +195,7 @@ class History:
     def send(self, change: Callable[[pb.FeedbackBatch], object] | None = None) -> None:
         self.device.take_over(self.registry)
         with self.registry.reading() as session:
-            if not rounds.current_plans(session, AGENTS[0], NOW):
+            if not open_plans(session):
                 return
         try:
             signed = self.device.answer(self.registry, [Contribution(0)])

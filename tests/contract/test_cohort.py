@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from feedback_world import AGENTS, DAY, NOW, SIGNER, add_fleet, open_round
+from google.protobuf.duration_pb2 import Duration
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
@@ -172,6 +173,27 @@ async def test_senseless_options_open_nothing(plane: Plane, options: dict[str, A
     assert caught.value.reason is reason
     with plane.registry.reading() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(Round)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "least"),
+    [
+        ({}, 10),
+        ({"measure": pb.RoundPlan.MEASURE_STUDENT}, 600),
+        ({"adapter": round_pb2.AdapterSettings()}, 600),
+    ],
+)
+async def test_a_round_that_ends_before_anybody_can_answer_is_refused(
+    plane: Plane, options: dict[str, Any], least: int
+) -> None:
+    stub = serving(plane)
+    for seconds in (least - 1, -1):
+        with pytest.raises(EbbflowError, match=f"at least {least} seconds") as caught:
+            await stub.OpenRound(ask(duration=Duration(seconds=seconds), **options))
+        assert (caught.value.reason, caught.value.metadata["field"]) == (Reason.INVALID_REQUEST, "duration")
+    if "adapter" not in options:  # its policy allows none
+        plan = (await stub.OpenRound(ask(duration=Duration(seconds=least), **options))).round.plan
+        assert plan.end_time.seconds - plan.start_time.seconds == least + 7 * 24 * 3600
 
 
 async def test_a_fresh_identity_without_the_operators_word_waits(plane: Plane) -> None:

@@ -5,6 +5,7 @@ import datetime as dt
 import json
 import uuid
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +13,16 @@ import sqlalchemy as sa
 from google.protobuf.json_format import MessageToDict
 
 from ebbflow.api.v1 import distillation_pb2 as pb
-from ebbflow.api.v1 import ledger_pb2
+from ebbflow.api.v1 import ledger_pb2, student_pb2
 from ebbflow.api.v1.distillation_pb2_grpc import DistillationServiceStub
 from ebbflow.api.v1.ledger_pb2_grpc import LedgerServiceStub
+from ebbflow.api.v1.student_pb2_grpc import StudentServiceStub
+from ebbflow.cloud.blobs.local import LocalBlobStore
 from ebbflow.cloud.distillation import private_texts
 from ebbflow.cloud.distillation.private_accounting import pld_epsilon
 from ebbflow.cloud.distillation.private_recipe import PrivateRecipe
 from ebbflow.cloud.processes.tick import Ticker, jobs_of
-from ebbflow.cloud.registry import clock
+from ebbflow.cloud.registry import clock, locks
 from ebbflow.cloud.registry.tables import (
     Delta,
     Distillation,
@@ -36,6 +39,7 @@ Plane = Any
 
 RECIPE = pb.Recipe(steps=10, batch_size=4, sequence_length=16, learning_rate=1e-3, kl_weight=0.5)
 TRAINING = pb.PrivateTraining(epsilon=4.0, steps=20, batch_size=8, corpus_size=100, learning_rate=1e-3)
+CORPUS = json.dumps({"topic": "t", "text": "open", "split": "train"}).encode()
 LINES = [json.dumps({"topic": "t", "text": f"text {number}"}).encode() + b"\n" for number in range(3)]
 DAY = dt.timedelta(days=1)
 
@@ -187,7 +191,7 @@ async def test_a_file_that_is_something_else_too_is_not_deleted(plane: Plane, us
     error = await refusal(plane, made.name)
     assert (error.reason, "the same file is" in str(error)) == (Reason.STATE_CONFLICT, True)
     later = clock.now() + 9 * DAY
-    assert private_texts.forget(plane.registry, plane.cloud.blobs, later, DAY) == 0
+    assert private_texts.Forgetter(plane.registry, plane.cloud.blobs, DAY).forget(later) == 0
     assert plane.cloud.blobs.has(sha256)
     assert not (await shown(plane, made.name)).HasField("private_corpus_delete_time")
 
@@ -238,8 +242,10 @@ async def test_an_order_on_deleted_texts_says_what_to_do_and_works_once_they_are
     assert "order the distillation again with the file" in str(caught.value)
     again = await create(plane, stored(plane))
     assert list(again.private_account.distillations) == [first.name, again.name], "what was learnt is not forgotten"
+    assert not (await shown(plane, first.name)).HasField("private_corpus_delete_time"), "they are there again"
     end(plane, again.name)
     assert await delete(plane, again.name)
+    assert (await shown(plane, first.name)).HasField("private_corpus_delete_time")
 
 
 async def test_an_order_that_races_with_a_deletion_has_its_texts_or_is_refused(plane: Plane) -> None:
@@ -269,13 +275,82 @@ async def test_texts_go_by_themselves_some_time_after_the_last_distillation_on_t
     change(plane, living.name, state=DistillationState.RUNNING, update_time=now - 9 * DAY)
 
     def forget(at: dt.datetime) -> int:
-        return private_texts.forget(plane.registry, plane.cloud.blobs, at, 2 * DAY)
+        return private_texts.Forgetter(plane.registry, plane.cloud.blobs, 2 * DAY).forget(at)
 
     assert (forget(now), plane.cloud.blobs.has(sha256)) == (0, True)
     assert (forget(now + DAY), plane.cloud.blobs.has(sha256)) == (1, False)
     assert (await shown(plane, rows[0].name)).private_corpus_delete_time.ToDatetime(dt.UTC) == now + DAY
     assert forget(now + 2 * DAY) == 0
     assert plane.cloud.blobs.has(kept), "a worker may be silent for long"
+
+
+class Locking(LocalBlobStore):
+    """A blob store that has a lock on one file, as buckets can."""
+
+    def __init__(self, folder: Path, locked: str) -> None:
+        super().__init__(folder)
+        self.locked = locked
+
+    def delete(self, sha256: str) -> None:
+        if sha256 == self.locked:
+            raise PermissionError(sha256)
+        super().delete(sha256)
+
+
+async def test_a_file_that_cannot_be_deleted_keeps_no_other_one_and_is_not_named(
+    plane: Plane, caplog: pytest.LogCaptureFixture
+) -> None:
+    plane.student()
+    files = sorted(stored(plane, [line]) for line in LINES)
+    for sha256 in files:
+        end(plane, (await create(plane, sha256)).name)
+    store = Locking(plane.cloud.blobs.folder, files[0])
+    forgetter = private_texts.Forgetter(plane.registry, store, DAY)
+    now = clock.now() + 2 * DAY
+    assert forgetter.forget(now) == len(files) - 1
+    assert [store.has(sha256) for sha256 in files] == [True, False, False]
+    assert "private texts could not be deleted (PermissionError)" in caplog.text
+    assert not any(sha256 in caplog.text for sha256 in files)
+    store.locked = ""
+    assert forgetter.forget(now + dt.timedelta(minutes=59)) == 0, "it is tried again, but not all the time"
+    assert forgetter.forget(now + dt.timedelta(minutes=60)) == 1
+
+
+async def test_what_is_something_else_too_is_looked_at_once_an_hour(plane: Plane) -> None:
+    plane.student()
+    sha256 = stored(plane)
+    end(plane, (await create(plane, sha256)).name)
+    with plane.registry.transaction() as session:
+        session.execute(as_corpus(plane, sha256))
+    forgetter = private_texts.Forgetter(plane.registry, plane.cloud.blobs, DAY)
+    now, asked = clock.now() + 2 * DAY, []
+    sa.event.listen(plane.registry.engine, "before_cursor_execute", lambda *all_: asked.append(all_[2]))
+    assert forgetter.forget(now) == 0
+    assert any("EXISTS" in statement for statement in asked)
+    asked.clear()
+    assert forgetter.forget(now + dt.timedelta(minutes=59)) == 0
+    assert not any("EXISTS" in statement for statement in asked)
+    with plane.registry.transaction() as session:
+        session.execute(sa.update(Student).values(corpus_sha256="0" * 64))
+    assert forgetter.forget(now + dt.timedelta(minutes=60)) == 1
+
+
+async def test_a_student_that_is_made_while_its_corpus_is_deleted_is_refused(plane: Plane) -> None:
+    sha256 = plane.cloud.blobs.put([CORPUS]).sha256
+    wanted = student_pb2.Student(teacher="/t", corpus_sha256=bytes.fromhex(sha256))
+    wanted.architecture.MergeFrom(student_pb2.Architecture(hidden_size=64, num_hidden_layers=1, num_attention_heads=2))
+    stub = StudentServiceStub(plane.admin().channel)
+    with plane.registry.transaction() as session:
+        locks.exclusive(session, f"private texts {sha256}")
+        session.scalar(sa.select(1))  # now SQLite has begun to write, too
+        making = stub.CreateStudent(student_pb2.CreateStudentRequest(student_id="late", student=wanted))
+        await asyncio.sleep(0.3)
+        assert private_texts.delete(session, plane.cloud.blobs, sha256, clock.now())
+    with pytest.raises(EbbflowError) as caught:
+        await making
+    assert (caught.value.reason, sha256 in str(caught.value)) == (Reason.BLOB_NOT_FOUND, False)
+    with plane.registry.reading() as session:
+        assert session.get(Student, "late") is None
 
 
 async def test_the_control_plane_deletes_them_by_itself_a_day_later(plane: Plane) -> None:

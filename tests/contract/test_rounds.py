@@ -4,10 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
-from feedback_world import AGENTS, DAY, NOW, add_fleet, close_all, count, open_round
+from feedback_world import AGENTS, DAY, NOW, Device, add_fleet, close_all, count, open_round
 
 from ebbflow.api.v1 import feedback_pb2 as pb
-from ebbflow.cloud.feedback import rounds
+from ebbflow.cloud.feedback import charges, rounds
 from ebbflow.cloud.registry import changes
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import (
@@ -36,6 +36,42 @@ def test_the_cohort_is_who_serves_the_student_and_is_frozen(fleet: Registry) -> 
         for agent in ("stranger", "elsewhere", "revoked", "empty"):
             assert rounds.current_plans(session, agent, NOW) == []
         assert rounds.current_plans(session, AGENTS[0], NOW + DAY) == []
+
+
+def asked(registry: Registry, agent: str) -> list[str]:
+    with registry.reading() as session:
+        plans = rounds.current_plans(session, agent, NOW)
+        charged = {charge.round for charge in charges.known(session, agent)}
+    wanted = [pb.RoundPlan.FromString(signed.plan).round for signed in plans]
+    assert not charged & set(wanted), "what was charged is not asked again"
+    return wanted
+
+
+def test_an_agent_that_has_answered_is_not_sent_the_plan_again(fleet: Registry, devices: list[Device]) -> None:
+    first = f"rounds/{open_round(fleet).id}"
+    signed = devices[0].answer(fleet, [])
+    assert asked(fleet, AGENTS[0]) == [first], "nothing has arrived yet"
+    devices[0].submit(fleet, signed)
+    assert (asked(fleet, AGENTS[0]), asked(fleet, AGENTS[1])) == ([], [first])
+    second = f"rounds/{open_round(fleet, NOW + DAY / 24).id}"
+    assert (asked(fleet, AGENTS[0]), asked(fleet, AGENTS[1])) == ([second], [first, second])
+
+
+def test_a_refused_batch_ends_only_the_round_that_it_was_for(fleet: Registry, devices: list[Device]) -> None:
+    round_ = f"rounds/{open_round(fleet).id}"
+    good = devices[0].answer(fleet, [])
+    for bad in (
+        pb.SignedBatch(batch=good.batch, signature=b"of nobody"),
+        devices[0].resign(good, lambda batch: setattr(batch, "round", "rounds/elsewhere")),
+    ):
+        with pytest.raises(EbbflowError):
+            devices[0].submit(fleet, bad)
+        assert asked(fleet, AGENTS[0]) == [round_], "nobody knows that it was for this round"
+    with pytest.raises(EbbflowError):
+        devices[0].submit(fleet, devices[0].resign(good, lambda batch: batch.noisy.append(1)))
+    assert (asked(fleet, AGENTS[0]), asked(fleet, AGENTS[1])) == ([], [round_])
+    devices[0].submit(fleet, good)
+    assert asked(fleet, AGENTS[0]) == []
 
 
 def test_opening_and_closing_tell_the_fleet(fleet: Registry) -> None:

@@ -3,6 +3,7 @@
 import datetime as dt
 import hashlib
 import io
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ from ebbflow.common.files import atomic, full_disk_named
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_log = logging.getLogger(__name__)
+
+_NOT_FOR_US = frozenset({403, 405, 501})
+"""HTTP's "forbidden", and the two that services use for what they do not have. Asking again changes none of them."""
+
 
 class S3BlobStore:
     """The cluster's store. Credentials come from boto3's usual places: environment, profile or role."""
@@ -31,6 +37,7 @@ class S3BlobStore:
             EbbflowError: CONFIG_INVALID if the bucket is not there or not ours; SERVER_UNAVAILABLE if nobody answers.
         """
         self.bucket, self.prefix = bucket, prefix
+        self._told = False  # that uploads which broke off cannot be swept
         retries = Config(retries={"mode": "standard", "max_attempts": 4}, connect_timeout=5, read_timeout=60)
         self._client: S3Client = boto3.client("s3", endpoint_url=endpoint_url, config=retries)
         try:
@@ -120,11 +127,34 @@ class S3BlobStore:
             self._client.delete_object(Bucket=self.bucket, Key=self._key(sha256))
 
     def sweep(self, before: dt.datetime) -> None:
-        """See `BlobStore.sweep`: large files are sent in parts."""
+        """See `BlobStore.sweep`: large files are sent in parts. Where that is not allowed a warning says so, once."""
+        try:
+            self._abort_uploads(before)
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") not in _NOT_FOR_US:
+                raise
+            if not self._told:
+                _log.warning(
+                    "what is left of uploads that broke off stays in the bucket %s: it does not let this process look"
+                    " for them (s3:ListBucketMultipartUploads) or end them (s3:AbortMultipartUpload)",
+                    self.bucket,
+                )
+            self._told = True
+
+    def _abort_uploads(self, before: dt.datetime) -> None:
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self.prefix)
         for upload in (each for page in pages for each in page.get("Uploads", [])):
-            if upload["Initiated"] < before:
-                self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            key = upload["Key"]
+            if upload["Initiated"] < before and self._is_ours(key):
+                try:
+                    self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload["UploadId"])
+                except self._client.exceptions.NoSuchUpload:
+                    continue  # it ended meanwhile, or another replica was quicker
+
+    def _is_ours(self, key: str) -> bool:
+        """Whether a blob of this store would have the key; others may use the bucket too."""
+        sha256 = key.rpartition("/")[2]
+        return bool(SHA256.fullmatch(sha256)) and key == self._key(sha256)
 
     def _key(self, sha256: str) -> str:
         return f"{self.prefix}{sha256[:2]}/{sha256}"

@@ -5,6 +5,7 @@ Their hash stays in the registry, for the account of what training on them has c
 """
 
 import datetime as dt
+import logging
 from base64 import b64encode
 from collections.abc import Iterator
 
@@ -28,6 +29,11 @@ from ebbflow.cloud.registry.tables import (
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 
+_log = logging.getLogger(__name__)
+
+TRY_EVERY = dt.timedelta(hours=1)
+"""How often to look again at texts that could not be deleted; what else they may be takes scans to find out."""
+_NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
 _LIVING = (DistillationState.QUEUED, DistillationState.RUNNING)
 _UNNAMED = frozenset({Reason.BLOB_NOT_FOUND, Reason.FILE_CORRUPT})
 """What the blob store says with the name of the file, which is the hash of the texts."""
@@ -60,6 +66,24 @@ def reserve(session: Session, blobs: BlobStore, sha256: str) -> None:
         name = names.make("students", student)
         message = f"these texts are the corpus of {name}, which learns them without protection: they are not private"
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.private_corpus_sha256")
+    session.execute(
+        sa.update(Distillation)
+        .where(Distillation.private_corpus_sha256 == sha256, Distillation.private_corpus_delete_time.is_not(None))
+        .values(private_corpus_delete_time=None)  # they are there again
+        .execution_options(synchronize_session=False)
+    )
+
+
+def reserve_corpus(session: Session, blobs: BlobStore, sha256: str) -> None:
+    """Makes sure that a corpus is there when a student is made of it in the caller's transaction.
+
+    Raises:
+        EbbflowError: BLOB_NOT_FOUND if the same file was deleted as private texts since it was read.
+    """
+    _lock(session, sha256)
+    if not blobs.has(sha256):
+        message = "the corpus is no longer in the blob store: somebody has deleted it as private texts; upload it again"
+        raise EbbflowError(Reason.BLOB_NOT_FOUND, message)
 
 
 def delete(session: Session, blobs: BlobStore, sha256: str, now: dt.datetime) -> bool:
@@ -90,32 +114,54 @@ def delete(session: Session, blobs: BlobStore, sha256: str, now: dt.datetime) ->
     return there
 
 
-def forget(registry: Registry, blobs: BlobStore, now: dt.datetime, kept: dt.timedelta) -> int:
-    """Deletes texts on which no distillation has waited, run or ended since `now - kept`; returns how many files."""
+class Forgetter:
+    """Deletes texts whose time is over. What could not be deleted waits an hour and holds up nothing."""
+
+    def __init__(self, registry: Registry, blobs: BlobStore, kept: dt.timedelta) -> None:
+        """Takes how long texts stay after the last distillation on them has ended."""
+        self._registry, self._blobs, self._kept = registry, blobs, kept
+        self._tried: dict[str, dt.datetime] = {}
+
+    def forget(self, now: dt.datetime) -> int:
+        """Deletes what no distillation has needed since `now - kept`; returns how many files."""
+        with self._registry.reading() as session:
+            due = session.scalars(_due(now - self._kept)).all()
+        self._tried = {sha256: self._tried[sha256] for sha256 in due if sha256 in self._tried}
+        # The absolute value: a clock that was set back shall not make them wait for longer.
+        ready = [sha256 for sha256 in due if abs(now - self._tried.get(sha256, _NEVER)) >= TRY_EVERY]
+        return sum(self._forget(sha256, now) for sha256 in ready)
+
+    def _forget(self, sha256: str, now: dt.datetime) -> bool:
+        self._tried[sha256] = now
+        try:
+            with self._registry.transaction() as session:
+                return delete(session, self._blobs, sha256, now)
+        except EbbflowError as error:
+            if error.reason is not Reason.STATE_CONFLICT:  # else it is needed again, or something else too
+                _warn(error.reason.name)
+        except Exception as error:  # noqa: BLE001 - one file that cannot be deleted must not keep the others
+            _warn(type(error).__name__)
+        return False
+
+
+def _warn(why: str) -> None:
+    # Neither the hash nor the error's text, which may hold it.
+    _log.error("private texts could not be deleted (%s): may this process delete from the blob store?", why)
+
+
+def _due(ended_by: dt.datetime) -> sa.Select[str]:
     file = Distillation.private_corpus_sha256
-    query = (
+    return (
         sa.select(file)
         .where(file != "")
         .group_by(file)
         .having(
-            sa.func.max(Distillation.update_time) <= now - kept,
+            sa.func.max(Distillation.update_time) <= ended_by,
             sa.func.sum(sa.case((Distillation.state.in_(_LIVING), 1), else_=0)) == 0,
             sa.func.sum(sa.case((Distillation.private_corpus_delete_time.is_(None), 1), else_=0)) > 0,
         )
+        .order_by(file)
     )
-    with registry.reading() as session:
-        due = session.scalars(query).all()
-    return sum(_forget(registry, blobs, sha256, now) for sha256 in due)
-
-
-def _forget(registry: Registry, blobs: BlobStore, sha256: str, now: dt.datetime) -> bool:
-    try:
-        with registry.transaction() as session:
-            return delete(session, blobs, sha256, now)
-    except EbbflowError as error:
-        if error.reason is not Reason.STATE_CONFLICT:
-            raise
-        return False  # somebody has begun to need them, or they are something else too
 
 
 def _other_use(session: Session, sha256: str) -> str:

@@ -247,12 +247,20 @@ def close_overdue(registry: Registry, now: dt.datetime, blobs: BlobStore | None 
 
 
 def current_plans(session: Session, agent_id: str, now: dt.datetime) -> list[pb.SignedPlan]:
-    """Returns the signed plans of the open rounds that an agent belongs to, oldest first."""
+    """Returns the signed plans of the open rounds that an agent belongs to and has not answered, oldest first.
+
+    A plan may be large and is asked for at every look. A batch that was kept or refused is the agent's last word in its
+    round, and among its charges (`charges.known`): a device whose disk was restored learns from there that it has
+    answered. What was refused before anybody knew its round is no answer, and the device sends what waits without the
+    plan.
+    """
     # As a condition and not as a join: few rounds are open, and an agent has been a member of many.
     asked = sa.exists().where(RoundMember.round_id == Round.id, RoundMember.agent_id == agent_id)
+    kept = sa.exists().where(FeedbackBatch.round_id == Round.id, FeedbackBatch.agent_id == agent_id)
+    refused = sa.exists().where(FeedbackRefusal.round_id == Round.id, FeedbackRefusal.agent_id == agent_id)
     query = (
         sa.select(Round)
-        .where(Round.state == RoundState.OPEN, Round.end_time > now, asked)
+        .where(Round.state == RoundState.OPEN, Round.end_time > now, asked, ~kept, ~refused)
         .order_by(Round.create_time, Round.id)
     )
     rounds = session.scalars(query)

@@ -78,6 +78,8 @@ class Ticker:
 def jobs_of(cloud: Cloud) -> list[Job]:
     """Everything that a control plane does by itself."""
     registry = cloud.registry
+    kept = dt.timedelta(days=cloud.settings.private_texts_days)
+    forgetter = private_texts.Forgetter(registry, cloud.blobs, kept)
 
     def publish_releases(now: dt.datetime) -> bool:
         with registry.transaction() as session:
@@ -112,7 +114,7 @@ def jobs_of(cloud: Cloud) -> list[Job]:
         return False
 
     def forget_texts(now: dt.datetime) -> bool:
-        private_texts.forget(registry, cloud.blobs, now, dt.timedelta(days=cloud.settings.private_texts_days))
+        forgetter.forget(now)
         return False
 
     def sweep_uploads(now: dt.datetime) -> bool:

@@ -25,7 +25,7 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         self._cloud = cloud
 
     async def GetPlan(self, request: pb.GetPlanRequest, context: Context) -> pb.GetPlanResponse:
-        """Returns the plans of the open rounds that the agent belongs to, and every charge that the cloud knows of."""
+        """Returns the plans of the open rounds that wait for the agent, and every charge that the cloud knows of."""
         agent_id = current().agent_id
 
         def work(session: Session) -> pb.GetPlanResponse:

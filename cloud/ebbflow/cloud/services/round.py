@@ -29,6 +29,11 @@ from ebbflow.common.errors import EbbflowError, Reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+LEAST_VOTED = dt.timedelta(seconds=10)
+"""Least duration of a round of votes: agents send them some seconds after they got the plan."""
+LEAST_STUDIED = dt.timedelta(minutes=10)
+"""Least duration where the student computes for every user: agents send that 5 minutes after they got the plan."""
+
 
 class RoundService(round_pb2_grpc.RoundServiceServicer):
     """See round.proto."""
@@ -41,6 +46,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Signs a plan and asks every agent of the student for a batch."""
         cloud, call, student_id = self._cloud, current(), names.parse(request.student, "students")
         check_options(request)
+        _check_duration(request)
         bins = await self._bins(request, student_id)
 
         def open_(session: Session, now: dt.datetime) -> pb.OpenRoundResponse:
@@ -133,6 +139,20 @@ def check_options(request: pb.OpenRoundRequest) -> None:
         if getattr(request, field):
             message = f"a round of adapter updates has no votes, so {field} makes no sense"
             raise EbbflowError(Reason.INVALID_REQUEST, message, field=field)
+
+
+def _check_duration(request: pb.OpenRoundRequest) -> None:
+    """Refuses a round that would be over before any agent has answered it.
+
+    Raises:
+        EbbflowError: INVALID_REQUEST.
+    """
+    computes = request.HasField("adapter") or request.measure == feedback_pb2.RoundPlan.MEASURE_STUDENT
+    least = LEAST_STUDIED if computes else LEAST_VOTED
+    if duration(request.duration, feedback.DEFAULT_DURATION) < least:
+        why = "minutes pass while the student computes on the device" if computes else "agents take seconds to answer"
+        message = f"duration must be at least {least.total_seconds():.0f} seconds: {why}"
+        raise EbbflowError(Reason.INVALID_REQUEST, message, field="duration")
 
 
 def _adapter_maker(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from ebbflow.api.v1 import feedback_pb2 as pb_feedback
 from ebbflow.api.v1 import student_pb2 as pb
 from ebbflow.api.v1 import student_pb2_grpc
-from ebbflow.cloud.distillation import corpus
+from ebbflow.cloud.distillation import corpus, private_texts
 from ebbflow.cloud.feedback import policies
 from ebbflow.cloud.registry.answers import remember
 from ebbflow.cloud.registry.locks import exclusive
@@ -61,6 +61,7 @@ class StudentService(student_pb2_grpc.StudentServiceServicer):
             exclusive(session, call.resource)
             if session.get(Student, student_id) is not None:
                 raise EbbflowError(Reason.ALREADY_EXISTS, f"{call.resource} exists already", name=call.resource)
+            private_texts.reserve_corpus(session, cloud.blobs, wanted.corpus_sha256.hex())
             row = Student(
                 id=student_id,
                 teacher=wanted.teacher,

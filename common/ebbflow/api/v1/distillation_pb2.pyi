@@ -173,7 +173,9 @@ class Distillation(_message.Message):
 
     @_builtins.property
     def private_corpus_delete_time(self) -> _timestamp_pb2.Timestamp:
-        """When the private texts were deleted; unset while they are there. Output only."""
+        """When the private texts were deleted; unset while they are there, and once a later order has brought them again.
+        Output only.
+        """
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class GetPlanResponse(_message.Message):
     CHARGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedPlan]:
-        """One for each open round."""
+        """One for each open round that the cloud has no batch of this agent for, neither kept nor refused."""
 
     @_builtins.property
     def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___MirroredCharge]:

@@ -52,7 +52,7 @@ class FeedbackServiceServicer:
     """
 
     def GetPlan(self, request, context):
-        """GetPlan returns the signed plans of the open rounds that the agent belongs to.
+        """GetPlan returns the signed plans of the open rounds that the agent belongs to and has not answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

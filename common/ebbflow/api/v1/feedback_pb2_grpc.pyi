@@ -36,7 +36,7 @@ class FeedbackServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FeedbackServiceAsyncStub: ...
     GetPlan: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.GetPlanRequest, _feedback_pb2.GetPlanResponse]
-    """GetPlan returns the signed plans of the open rounds that the agent belongs to."""
+    """GetPlan returns the signed plans of the open rounds that the agent belongs to and has not answered."""
     SubmitBatch: _grpc.UnaryUnaryMultiCallable[_feedback_pb2.SubmitBatchRequest, _feedback_pb2.SubmitBatchResponse]
     """SubmitBatch hands in one batch. Idempotent by the batch's `batch_id`."""
 
@@ -46,7 +46,7 @@ class FeedbackServiceAsyncStub(FeedbackServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPlan: _aio.UnaryUnaryMultiCallable[_feedback_pb2.GetPlanRequest, _feedback_pb2.GetPlanResponse]  # type: ignore[assignment]
-    """GetPlan returns the signed plans of the open rounds that the agent belongs to."""
+    """GetPlan returns the signed plans of the open rounds that the agent belongs to and has not answered."""
     SubmitBatch: _aio.UnaryUnaryMultiCallable[_feedback_pb2.SubmitBatchRequest, _feedback_pb2.SubmitBatchResponse]  # type: ignore[assignment]
     """SubmitBatch hands in one batch. Idempotent by the batch's `batch_id`."""
 
@@ -59,7 +59,7 @@ class FeedbackServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _feedback_pb2.GetPlanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_feedback_pb2.GetPlanResponse, _abc.Awaitable[_feedback_pb2.GetPlanResponse]]:
-        """GetPlan returns the signed plans of the open rounds that the agent belongs to."""
+        """GetPlan returns the signed plans of the open rounds that the agent belongs to and has not answered."""
 
     @_abc_1.abstractmethod
     def SubmitBatch(

@@ -265,7 +265,9 @@ class OpenRoundRequest(_message.Message):
     """Least cosine, in millionths, that KIND_NEAR counts; 0 means 300000."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
-        """How long batches are taken; unset means one day."""
+        """How long batches are taken; unset means one day. At least 10 seconds, or 10 minutes where the student computes for
+        every user: for adapter updates and with MEASURE_STUDENT.
+        """
 
     @_builtins.property
     def lookback(self) -> _duration_pb2.Duration:
