@@ -391,6 +391,6 @@ async def test_a_comparison_that_makes_no_sense_is_refused(line: Line, builds: B
     builds.go.clear()
     request = release_pb2.CompareReleasesRequest(base="students/faq/releases/1", target="students/faq/releases/2")
     with pytest.raises(EbbflowError) as caught:
-        await stub.CompareReleases(request, timeout=1.5)
+        await stub.CompareReleases(request, timeout=4.0)
     assert caught.value.reason is Reason.DEADLINE_EXCEEDED
     assert "ask again" in str(caught.value)
