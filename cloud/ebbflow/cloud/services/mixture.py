@@ -52,12 +52,14 @@ def of_round(session: Session, row: Round, student_id: str, *, alone: bool = Fal
         EbbflowError: INVALID_REQUEST if it is another student's round, STATE_CONFLICT while it is open.
     """
     round_rows.check_closed(row, student_id, "distillation.round")
-    if round_rows.aggregate_of(row).HasField("adapter"):
+    aggregate = round_rows.aggregate_of(row)
+    if aggregate.HasField("adapter"):
         message = (
             f"{names.make('rounds', row.id)} collected adapter updates, which give no mixture: name it as adapter_round"
         )
         raise EbbflowError(Reason.INVALID_REQUEST, message, field="distillation.round")
-    aggregate = round_rows.aggregate_of(row) if alone else rounds.of_window(session, row)
+    if not alone:
+        aggregate = rounds.of_window(session, row)
     if not aggregate.informative:
         return Resolved()
     policy = round_rows.plan_of(row).policy

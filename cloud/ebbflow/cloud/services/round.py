@@ -26,6 +26,7 @@ from ebbflow.cloud.services.hub import Hub
 from ebbflow.cloud.services.student import find as find_student
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
+from ebbflow.common.privacy.plans import runs_student
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -147,7 +148,7 @@ def _check_duration(request: pb.OpenRoundRequest) -> None:
     Raises:
         EbbflowError: INVALID_REQUEST.
     """
-    computes = request.HasField("adapter") or request.measure == feedback_pb2.RoundPlan.MEASURE_STUDENT
+    computes = runs_student(request)
     least = LEAST_STUDIED if computes else LEAST_VOTED
     if duration(request.duration, feedback.DEFAULT_DURATION) < least:
         why = "minutes pass while the student computes on the device" if computes else "agents take seconds to answer"

@@ -4,6 +4,7 @@ import datetime as dt
 from fractions import Fraction
 
 from ebbflow.api.v1 import feedback_pb2 as pb
+from ebbflow.api.v1 import round_pb2
 from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import accounting
@@ -128,6 +129,11 @@ def _check_time(plan: pb.RoundPlan) -> None:
         raise _unsound("time", "the plan ends before it starts")
     if plan.window != window:
         raise _unsound("window", "the plan does not end in the window that it names")
+
+
+def runs_student(asked: pb.RoundPlan | round_pb2.OpenRoundRequest) -> bool:
+    """Whether devices run the student for each of their users to answer, which takes minutes and not moments."""
+    return asked.HasField("adapter") or asked.measure == pb.RoundPlan.MEASURE_STUDENT
 
 
 def check_plan(plan: pb.RoundPlan) -> None:

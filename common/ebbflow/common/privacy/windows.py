@@ -46,7 +46,5 @@ def first_report(enrol_time: dt.datetime, window_days: int, *, new_device: bool)
     """
     if new_device:
         return enrol_time
-    over = enrol_time + AHEAD
-    window = window_name(over, window_days)
-    untouched = window_start(window) if window_start(window) >= over else window_end(window, window_days)
-    return max(enrol_time + dt.timedelta(days=window_days), untouched)
+    last_touched = window_name(enrol_time + AHEAD - dt.timedelta.resolution, window_days)
+    return max(enrol_time + dt.timedelta(days=window_days), window_end(last_touched, window_days))

@@ -12,6 +12,7 @@ import structlog
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import sign
+from ebbflow.common.privacy.plans import runs_student
 from ebbflow.common.privacy.vector import AdapterContribution, Contribution
 from ebbflow.edge.agent.background import in_background
 from ebbflow.edge.agent.cloud import Cloud
@@ -43,10 +44,6 @@ _UNKNOWN = frozenset({Reason.METADATA_NOT_FOUND, Reason.PLAN_UNTRUSTED})
 _PASSING = frozenset({Reason.AGENT_STOPPING, Reason.SERVER_UNAVAILABLE, Reason.DEADLINE_EXCEEDED, Reason.DISK_FULL})
 
 _Admitted = tuple[pb.SignedPlan, AdmittedPlan]
-
-
-def _runs_student(plan: pb.RoundPlan) -> bool:
-    return plan.HasField("adapter") or plan.measure == pb.RoundPlan.MEASURE_STUDENT
 
 
 class Rounds:
@@ -184,7 +181,7 @@ class Rounds:
 
     def _step_s(self, plan: pb.RoundPlan) -> float:
         """The grid's step; where a student computes for every user, it has to be wide."""
-        return self._pace.studied_s if _runs_student(plan) else self._pace.voted_s
+        return self._pace.studied_s if runs_student(plan) else self._pace.voted_s
 
     def _decline(self, signed: pb.SignedPlan, admitted: AdmittedPlan | None, error: EbbflowError) -> None:
         """Keeps a plan that is not answered, once for each reason."""
@@ -236,7 +233,7 @@ class Rounds:
         """
         if admitted.plan.HasField("adapter"):
             return self._updates.contributions(admitted, begin)
-        if _runs_student(admitted.plan):
+        if runs_student(admitted.plan):
             return in_background(lambda: self._votes(admitted, begin)), 0
         return self._votes(admitted, begin), 0
 
