@@ -28,16 +28,16 @@ test: $(NATIVE)  ## Run the tests. ARGS="-k name" chooses.
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-containers: $(NATIVE)  ## Build and run the container images; needs root, buildah and mmdebstrap.
-	$(BIN)/python -m pytest -m containers $(ARGS)
+	$(BIN)/python -m pytest -m containers --timeout=3600 $(ARGS)
 
 test-faults: $(NATIVE)  ## Kill real processes by the hundred, for half an hour. COUNT=50 and SEED=7 choose.
-	COUNT="$(COUNT)" SEED="$(SEED)" $(BIN)/python -m pytest -m faults $(ARGS)
+	COUNT="$(COUNT)" SEED="$(SEED)" $(BIN)/python -m pytest -m faults --timeout=3600 $(ARGS)
 
 test-rivals: $(NATIVE)  ## Let llama.cpp and ONNX Runtime GenAI run what is exported; builds them first. Needs a C++ compiler.
-	$(BIN)/python -m pytest -m rivals $(ARGS)
+	$(BIN)/python -m pytest -m rivals --timeout=3600 $(ARGS)
 
 test-slow: $(NATIVE)  ## Run the tests that take long.
-	$(BIN)/python -m pytest -m "slow and not sanitizers" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not sanitizers" -n 2 --dist loadfile -v $(ARGS)
 
 lint: $(NATIVE)  ## Check style, types, the contract, and that generated files are current.
 	$(BIN)/ruff check
@@ -74,7 +74,7 @@ wheels: $(NATIVE)  ## Build wheels for x86-64 and aarch64 into dist/, with the c
 	sh tools/wheels.sh "$(CURDIR)/$(BIN)/python" dist
 
 test-sanitizers: $(NATIVE)  ## Run the kernels under sanitizers, other compilers and, in qemu-user, on Arm.
-	$(BIN)/python -m pytest -m slow tests/unit/engine/test_kernels_elsewhere.py $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout=3600 tests/unit/engine/test_kernels_elsewhere.py $(ARGS)
 
 clean:  ## Remove the virtual environment and what runs have left.
 	rm -rf $(VENV) demo-run dist

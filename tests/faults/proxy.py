@@ -90,9 +90,9 @@ class Wire:
 
     def _pace(self, size_bytes: int) -> None:
         """Waits until the line is free for so many bytes."""
-        if not self.bytes_per_second:
+        if not (speed := self.bytes_per_second):  # read once: another thread changes it
             return
         with self._lock:
             begin_s = max(time.monotonic(), self._free_s)
-            self._free_s = begin_s + size_bytes / self.bytes_per_second
+            self._free_s = begin_s + size_bytes / speed
         time.sleep(max(0.0, begin_s - time.monotonic()))

@@ -12,6 +12,8 @@ from faults.report import Report, place_of
 from faults.world import PROCESSES, Device, World
 
 INSTALL_S, START_S = 2.0, 0.35
+STEPS_S = 60.0
+"""Longest wait for operations that bring the next kill; an agent or a rollout that is stuck makes none."""
 SPEEDS = (0, 4 << 20, 12 << 20)
 """Bytes per second of the wire; 0 for no limit."""
 
@@ -194,13 +196,18 @@ def roll_out(world: World, chance: random.Random, report: Report) -> None:
 
 
 def _strike(world: World, victims: list[Victim], target: int) -> None:
-    """Goes on until every kill has happened, or can happen no more."""
-    begin_s = time.monotonic()
+    """Goes on until every kill has happened, or can happen no more; what then hangs, `converged` says."""
+    begin_s = last_s = time.monotonic()
     while waiting := [victim for victim in victims if victim.plan]:
+        left = sum(len(victim.plan) for victim in waiting)
         for victim in waiting:
             victim.poll()
-        if time.monotonic() - begin_s > INSTALL_S and all(victim.waits_for_steps for victim in waiting):
-            if all(invariants.told(world, device) == target for device in world.devices):
+        now_s = time.monotonic()
+        if sum(len(victim.plan) for victim in waiting) < left:
+            last_s = now_s
+        if now_s - begin_s > INSTALL_S and all(victim.waits_for_steps for victim in waiting):
+            arrived = all(invariants.told(world, device) == target for device in world.devices)
+            if arrived or now_s - last_s > STEPS_S:
                 break
             time.sleep(0.05)
         time.sleep(0.005)

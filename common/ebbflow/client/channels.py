@@ -6,6 +6,19 @@ from ebbflow.client.endpoint import Endpoint
 from ebbflow.client.interceptors import Deadlines, SyncCalls, aio_interceptors
 from ebbflow.common.rpc.options import ChannelOptions
 
+ANSWER_STREAMS = tuple(
+    f"ebbflow.api.v1.{method}"
+    for method in (
+        "AgentService/Connect",
+        "ArtefactService/ReadBlob",
+        "ArtefactService/ReadMetadata",
+        "DistillationService/WatchDistillation",
+        "InferenceService/Generate",
+        "RolloutService/WatchRollout",
+    )
+)
+"""Every method that answers with a stream."""
+
 
 def channel(
     endpoint: Endpoint, options: ChannelOptions | None = None, deadlines: Deadlines | None = None
@@ -26,6 +39,11 @@ def channel(
 def sync_channel(
     endpoint: Endpoint, options: ChannelOptions | None = None, deadlines: Deadlines | None = None
 ) -> grpc.Channel:
-    """Makes a synchronous channel, whose calls have deadlines and raise `EbbflowError`."""
-    plain = grpc.secure_channel(endpoint.address, endpoint.credentials(), options=(options or ChannelOptions()).pairs())
+    """Makes a synchronous channel, whose calls have deadlines and raise `EbbflowError`.
+
+    Streams of answers are not repeated there: in grpcio 1.85.1 one whose line breaks while gRPC repeats it may wait for
+    ever, and neither its deadline nor `cancel` ends it. Whoever reads one begins again where it was.
+    """
+    pairs = (options or ChannelOptions()).pairs(ANSWER_STREAMS)
+    plain = grpc.secure_channel(endpoint.address, endpoint.credentials(), options=pairs)
     return grpc.intercept_channel(plain, SyncCalls(endpoint.address, deadlines or Deadlines()))

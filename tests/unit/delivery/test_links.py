@@ -140,11 +140,17 @@ def test_a_server_process_that_is_killed_twice_in_the_middle_only_delays(world: 
     fetching = downloader(world, f"localhost:{server.port}")
     partial = fetching.partial_path(file)
 
+    kills = 0
+
     def trouble() -> None:
+        nonlocal kills
         for share in (0.3, 0.6):
             while not partial.exists() or partial.stat().st_size < share * file.size_bytes:
+                if path.exists():
+                    return
                 time.sleep(0.005)
             server.kill()
+            kills += 1
             time.sleep(0.5)
             server.start()
 
@@ -153,5 +159,6 @@ def test_a_server_process_that_is_killed_twice_in_the_middle_only_delays(world: 
     fetching.download(file, path)
     troubled.join()
     server.kill()
+    assert kills == 2
     assert whole(path, file)
     assert fetching.fetched_bytes == file.size_bytes

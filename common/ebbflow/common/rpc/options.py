@@ -4,6 +4,7 @@ gRPC ignores option names that it does not know, so their spelling lives here on
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 Options = list[tuple[str, int | str]]
@@ -23,8 +24,12 @@ class RetryOptions:
     max_backoff_s: float = 2.0
     """Bound of the longest wait."""
 
-    def service_config(self) -> str:
-        """Returns gRPC's service config (gRFC A6). Deadlines are not in it: from there they never reach the server."""
+    def service_config(self, once: Iterable[str] = ()) -> str:
+        """Returns gRPC's service config (gRFC A6). Deadlines are not in it: from there they never reach the server.
+
+        Args:
+            once: methods that are not repeated, such as "ebbflow.api.v1.ArtefactService/ReadBlob".
+        """
         policy = {
             "maxAttempts": self.attempts,
             "initialBackoff": f"{self.initial_backoff_s}s",
@@ -32,12 +37,10 @@ class RetryOptions:
             "backoffMultiplier": 2,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
-        return json.dumps(
-            {
-                "methodConfig": [{"name": [{}], "retryPolicy": policy}],
-                "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5},
-            }
-        )
+        methods: list[dict[str, object]] = [{"name": [{}], "retryPolicy": policy}]
+        if names := [dict(zip(("service", "method"), name.split("/"), strict=True)) for name in once]:
+            methods.append({"name": names})
+        return json.dumps({"methodConfig": methods, "retryThrottling": {"maxTokens": 100, "tokenRatio": 0.5}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,12 @@ class ChannelOptions:
     """Bytes of a call that may arrive before anybody reads them; 0 leaves it to gRPC, which asks for more on a fast
     link."""
 
-    def pairs(self) -> Options:
-        """Returns gRPC's channel options."""
+    def pairs(self, once: Iterable[str] = ()) -> Options:
+        """Returns gRPC's channel options.
+
+        Args:
+            once: methods that are not repeated: see `RetryOptions.service_config`.
+        """
         bounded: Options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", self.read_ahead_bytes)]
         return [
             *(bounded if self.read_ahead_bytes else []),
@@ -70,7 +77,7 @@ class ChannelOptions:
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),
             ("grpc.enable_retries", 1),
-            ("grpc.service_config", self.retry.service_config()),
+            ("grpc.service_config", self.retry.service_config(once)),
         ]
 
 
