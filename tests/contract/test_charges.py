@@ -166,6 +166,28 @@ async def test_agents_are_told_their_charges_with_the_plans(plane: Plane) -> Non
     assert not answer.plans, "the charge says enough"
 
 
+async def test_a_plan_that_an_agent_holds_is_not_sent_again(plane: Plane) -> None:
+    plane.student()
+    plane.release()
+    agent = plane.agent("kiosk-7")
+    plane.roll_out("faq", 1)
+    plane.serve("kiosk-7", "faq", 1)
+    names = []
+    for _ in range(2):
+        with plane.registry.transaction() as session:
+            student = session.get_one(Student, "faq")
+            bins = [pb.Bin(bin_id="a", texts=["b"])]
+            names.append(f"rounds/{rounds.open_round(session, student, bins, plane.cloud.plan_signer, clock_now()).id}")
+    first, second = names
+    stub = FeedbackServiceStub(agent.channel)
+    for held in ([], [first], [first, second], ["rounds/closed", "nonsense", second]):
+        answer = await stub.GetPlan(pb.GetPlanRequest(held_rounds=held))
+        assert [pb.RoundPlan.FromString(each.plan).round for each in answer.plans] == [
+            n for n in names if n not in held
+        ]
+        assert list(answer.held_rounds) == [name for name in names if name in held]
+
+
 # Whatever happens to disks and batches, what left the device is in its account after one look at the mirror.
 
 

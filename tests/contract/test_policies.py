@@ -57,7 +57,7 @@ def test_a_new_version_holds_from_the_next_round_on(fleet: Registry) -> None:
     assert (before.policy.epsilon, after.policy.epsilon) == (4.0, 3.0)
     assert (after.policy.retention_days, after.policy.allow_adapters) == (30, True)
     with fleet.reading() as session:
-        for signed in rounds.current_plans(session, AGENTS[0], NOW):
+        for signed in rounds.signed_plans(session, rounds.waiting_for(session, AGENTS[0], NOW)):
             plan = pb.RoundPlan.FromString(signed.plan)
             assert plan in (before, after)
         assert session.get_one(Student, "faq").privacy_policy["epsilon"] == 3.0

@@ -31,16 +31,16 @@ def test_the_cohort_is_who_serves_the_student_and_is_frozen(fleet: Registry) -> 
     with fleet.reading() as session:
         assert rounds.counts(session, [round_.id])[round_.id][0] == len(AGENTS)
         for agent in AGENTS:
-            [signed] = rounds.current_plans(session, agent, NOW)
+            [signed] = rounds.signed_plans(session, rounds.waiting_for(session, agent, NOW))
             assert pb.RoundPlan.FromString(signed.plan).round == f"rounds/{round_.id}"
         for agent in ("stranger", "elsewhere", "revoked", "empty"):
-            assert rounds.current_plans(session, agent, NOW) == []
-        assert rounds.current_plans(session, AGENTS[0], NOW + DAY) == []
+            assert rounds.signed_plans(session, rounds.waiting_for(session, agent, NOW)) == []
+        assert rounds.signed_plans(session, rounds.waiting_for(session, AGENTS[0], NOW + DAY)) == []
 
 
 def asked(registry: Registry, agent: str) -> list[str]:
     with registry.reading() as session:
-        plans = rounds.current_plans(session, agent, NOW)
+        plans = rounds.signed_plans(session, rounds.waiting_for(session, agent, NOW))
         charged = {charge.round for charge in charges.known(session, agent)}
     wanted = [pb.RoundPlan.FromString(signed.plan).round for signed in plans]
     assert not charged & set(wanted), "what was charged is not asked again"

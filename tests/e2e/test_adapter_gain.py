@@ -127,7 +127,7 @@ def answer(folder: Path, registry: Registry, blobs: LocalBlobStore, release: Rel
     (folder / "releases/faq/a/weights.safetensors").symlink_to(release.weights)
     (folder / "releases/faq/a/tokenizer.json").symlink_to(release.weights.with_name("tokenizer.json"))
     with registry.reading() as session:
-        (plan,) = rounds.current_plans(session, agent, NOW)
+        (plan,) = rounds.signed_plans(session, rounds.waiting_for(session, agent, NOW))
     later = NOW + adapter_world.DAY / 24
     admitted = admit(plan, {SIGNER.public_key.keyid: SIGNER.public_key}, Ceiling(epsilon=64, adapters=True), later)
     key = identity.generate_key()

@@ -46,12 +46,18 @@ class HostileCloud:
         self.plans: list[pb.SignedPlan] = []
         self.received: list[tuple[str, float]] = []
         self.asked = 0
+        self.sent: list[list[str]] = []
+        """Rounds whose plans went to the device, for each time that it asked."""
         self.down = False
 
-    async def GetPlan(self, _: pb.GetPlanRequest) -> pb.GetPlanResponse:  # noqa: N802
+    async def GetPlan(self, request: pb.GetPlanRequest) -> pb.GetPlanResponse:  # noqa: N802
         self.asked += 1
         self._device.passed_s = 0.0
-        return pb.GetPlanResponse(plans=self.plans)
+        open_ = {pb.RoundPlan.FromString(signed.plan).round: signed for signed in self.plans}
+        new = [name for name in open_ if name not in request.held_rounds]
+        self.sent.append(new)
+        held = [name for name in request.held_rounds if name in open_]
+        return pb.GetPlanResponse(plans=[open_[name] for name in new], held_rounds=held)
 
     async def SubmitBatch(self, request: pb.SubmitBatchRequest) -> None:  # noqa: N802
         if self.down:
@@ -170,6 +176,27 @@ def test_a_device_whose_clock_is_behind_says_once_until_when_a_round_waits(devic
     waits = [entry for entry in logs if entry["event"] == "round_waits"]
     assert [(entry["round"], entry["until"]) for entry in waits] == [("rounds/r", until_when)]
     assert device.store.decisions() == []
+
+
+# Plans that wait
+
+
+def test_a_plan_that_waits_is_sent_once_and_answered_in_its_time(device: Device) -> None:
+    asked = plan("r", NOW + 10 * DAY)
+    assert [device.look(asked), device.look(asked)] == [[], []]
+    device.system += 5 * DAY
+    assert [round_ for round_, _ in device.look(asked)] == ["rounds/r"]
+    assert device.cloud.sent == [["rounds/r"], [], []]
+
+
+def test_a_plan_whose_round_was_closed_is_neither_held_nor_answered(device: Device) -> None:
+    waiting, other = plan("r", NOW + 10 * DAY), plan("other", NOW + 11 * DAY)
+    device.look(waiting, other)
+    device.look(other)
+    device.system += 4 * DAY
+    assert device.look(other) == []
+    device.system += DAY
+    assert [round_ for round_, _ in device.look(other)] == ["rounds/other"]
 
 
 # The moment of sending

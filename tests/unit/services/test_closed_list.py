@@ -73,7 +73,7 @@ SOURCES = {
         "max_chunk_bytes": "the agent's settings",
     },
     "FindDeltasRequest": {"base_sha256": "signed metadata", "target_sha256": "signed metadata"},
-    "GetPlanRequest": {},
+    "GetPlanRequest": {"held_rounds": "the cloud's earlier answers, whatever became of them"},
     "GetEscalationRequest": {"student": "the cloud"},
 }
 """Every message that may leave a device, but for the two channels below, and where each value comes from."""

@@ -246,25 +246,29 @@ def close_overdue(registry: Registry, now: dt.datetime, blobs: BlobStore | None 
     return list(due)
 
 
-def current_plans(session: Session, agent_id: str, now: dt.datetime) -> list[pb.SignedPlan]:
-    """Returns the signed plans of the open rounds that an agent belongs to and has not answered, oldest first.
+def waiting_for(session: Session, agent_id: str, now: dt.datetime) -> list[str]:
+    """Returns the ids of the open rounds that an agent belongs to and has not answered, oldest first.
 
-    A plan may be large and is asked for at every look. A batch that was kept or refused is the agent's last word in its
-    round, and among its charges (`charges.known`): a device whose disk was restored learns from there that it has
-    answered. What was refused before anybody knew its round is no answer, and the device sends what waits without the
-    plan.
+    A batch that was kept or refused is the agent's last word in its round, and among its charges (`charges.known`): a
+    device whose disk was restored learns from there that it has answered. What was refused before anybody knew its
+    round is no answer, and the device sends what waits without the plan.
     """
     # As a condition and not as a join: few rounds are open, and an agent has been a member of many.
     asked = sa.exists().where(RoundMember.round_id == Round.id, RoundMember.agent_id == agent_id)
     kept = sa.exists().where(FeedbackBatch.round_id == Round.id, FeedbackBatch.agent_id == agent_id)
     refused = sa.exists().where(FeedbackRefusal.round_id == Round.id, FeedbackRefusal.agent_id == agent_id)
     query = (
-        sa.select(Round)
+        sa.select(Round.id)
         .where(Round.state == RoundState.OPEN, Round.end_time > now, asked, ~kept, ~refused)
         .order_by(Round.create_time, Round.id)
     )
-    rounds = session.scalars(query)
-    return [pb.SignedPlan(plan=row.plan, signature=row.signature, key_id=row.key_id) for row in rounds]
+    return list(session.scalars(query))
+
+
+def signed_plans(session: Session, round_ids: Sequence[str]) -> list[pb.SignedPlan]:
+    """Returns the plans of some rounds as they were signed, oldest first."""
+    query = sa.select(Round).where(Round.id.in_(round_ids)).order_by(Round.create_time, Round.id)
+    return [pb.SignedPlan(plan=row.plan, signature=row.signature, key_id=row.key_id) for row in session.scalars(query)]
 
 
 def counts(session: Session, round_ids: Sequence[str]) -> dict[str, tuple[int, int, int]]:

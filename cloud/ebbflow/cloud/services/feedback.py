@@ -29,8 +29,13 @@ class FeedbackService(feedback_pb2_grpc.FeedbackServiceServicer):
         agent_id = current().agent_id
 
         def work(session: Session) -> pb.GetPlanResponse:
-            plans = rounds.current_plans(session, agent_id, clock.now())
-            return pb.GetPlanResponse(plans=plans, charges=charges.known(session, agent_id))
+            waiting = {names.make("rounds", id_): id_ for id_ in rounds.waiting_for(session, agent_id, clock.now())}
+            held = set(request.held_rounds)  # a plan may be large, and is asked for at every look
+            return pb.GetPlanResponse(
+                plans=rounds.signed_plans(session, [id_ for name, id_ in waiting.items() if name not in held]),
+                charges=charges.known(session, agent_id),
+                held_rounds=[name for name in waiting if name in held],
+            )
 
         return await self._cloud.read(work)
 

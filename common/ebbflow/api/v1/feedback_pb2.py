@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x62\x62\x66low/api/v1/feedback.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetPlanRequest\"m\n\x0fGetPlanResponse\x12)\n\x05plans\x18\x01 \x03(\x0b\x32\x1a.ebbflow.api.v1.SignedPlan\x12/\n\x07\x63harges\x18\x02 \x03(\x0b\x32\x1e.ebbflow.api.v1.MirroredCharge\"\x80\x01\n\x0eMirroredCharge\x12\r\n\x05round\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0e\n\x06window\x18\x03 \x01(\t\x12\x10\n\x08rho_nano\x18\x04 \x01(\x04\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\nSignedPlan\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"\xe1\x04\n\tRoundPlan\x12\r\n\x05round\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12!\n\x04\x62ins\x18\x03 \x03(\x0b\x32\x13.ebbflow.api.v1.Bin\x12\x11\n\tnull_bins\x18\x04 \x01(\r\x12\'\n\x07metrics\x18\x05 \x03(\x0b\x32\x16.ebbflow.api.v1.Metric\x12,\n\tmechanism\x18\x06 \x01(\x0b\x32\x19.ebbflow.api.v1.Mechanism\x12-\n\x06policy\x18\x07 \x01(\x0b\x32\x1d.ebbflow.api.v1.PrivacyPolicy\x12\x0e\n\x06window\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tmax_users\x18\x0b \x01(\r\x12\x33\n\rsigned_policy\x18\x0c \x01(\x0b\x32\x1c.ebbflow.api.v1.SignedPolicy\x12,\n\x07\x61\x64\x61pter\x18\r \x01(\x0b\x32\x1b.ebbflow.api.v1.AdapterPlan\x12\x32\n\x07measure\x18\x0e \x01(\x0e\x32!.ebbflow.api.v1.RoundPlan.Measure\x12\x12\n\nnear_micro\x18\x0f \x01(\r\"L\n\x07Measure\x12\x17\n\x13MEASURE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEASURE_LEXICAL\x10\x01\x12\x13\n\x0fMEASURE_STUDENT\x10\x02\"\x83\x02\n\x0b\x41\x64\x61pterPlan\x12\x0f\n\x07release\x18\x01 \x01(\r\x12\x15\n\rmax_staleness\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x0f\n\x07modules\x18\x05 \x03(\t\x12\x11\n\tdimension\x18\x06 \x01(\r\x12\x11\n\tclip_norm\x18\x07 \x01(\x01\x12\r\n\x05scale\x18\x08 \x01(\r\x12\r\n\x05steps\x18\t \x01(\r\x12\x12\n\nbatch_size\x18\n \x01(\r\x12\x17\n\x0fsequence_length\x18\x0b \x01(\r\x12\x15\n\rlearning_rate\x18\x0c \x01(\x01\x12\x17\n\x0fusers_per_agent\x18\r \x01(\r\"C\n\x0cSignedPolicy\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"\xa0\x01\n\x0ePolicyDocument\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12-\n\x06policy\x18\x03 \x01(\x0b\x32\x1d.ebbflow.api.v1.PrivacyPolicy\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x05 \x01(\t\"$\n\x03\x42in\x12\x0e\n\x06\x62in_id\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\x91\x01\n\x06Metric\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.ebbflow.api.v1.Metric.Kind\x12\x0b\n\x03\x63\x61p\x18\x02 \x01(\r\"O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n\rKIND_ACCEPTED\x10\x01\x12\x0f\n\x0bKIND_FAILED\x10\x02\x12\r\n\tKIND_NEAR\x10\x03\"\xe6\x01\n\tMechanism\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.ebbflow.api.v1.Mechanism.Kind\x12\x1f\n\x17sigma_squared_numerator\x18\x02 \x01(\x04\x12!\n\x19sigma_squared_denominator\x18\x03 \x01(\x04\x12\x1b\n\x13sensitivity_squared\x18\x04 \x01(\r\x12\x10\n\x08rho_nano\x18\x05 \x01(\x04\"8\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16KIND_DISCRETE_GAUSSIAN\x10\x01\"\xc4\x01\n\rPrivacyPolicy\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\x12\x13\n\x0bwindow_days\x18\x03 \x01(\r\x12\x19\n\x11rounds_per_window\x18\x04 \x01(\r\x12\x14\n\x0crho_cap_nano\x18\x05 \x01(\x04\x12\x1d\n\x15lifetime_rho_cap_nano\x18\x06 \x01(\x04\x12\x16\n\x0eretention_days\x18\x07 \x01(\r\x12\x16\n\x0e\x61llow_adapters\x18\x08 \x01(\x08\"@\n\x12SubmitBatchRequest\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.ebbflow.api.v1.SignedBatch\"/\n\x0bSignedBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xa9\x01\n\rFeedbackBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\t\x12\x13\n\x0bplan_sha256\x18\x03 \x01(\x0c\x12,\n\tmechanism\x18\x04 \x01(\x0b\x32\x19.ebbflow.api.v1.Mechanism\x12\r\n\x05noisy\x18\x05 \x03(\x12\x12\x0f\n\x07sampler\x18\x06 \x01(\t\x12\x14\n\x0c\x62\x61se_release\x18\x07 \x01(\r\"\x15\n\x13SubmitBatchResponse2\xb5\x01\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12J\n\x07GetPlan\x12\x1e.ebbflow.api.v1.GetPlanRequest\x1a\x1f.ebbflow.api.v1.GetPlanResponse\x12V\n\x0bSubmitBatch\x12\".ebbflow.api.v1.SubmitBatchRequest\x1a#.ebbflow.api.v1.SubmitBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x62\x62\x66low/api/v1/feedback.proto\x12\x0e\x65\x62\x62\x66low.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x0eGetPlanRequest\x12\x13\n\x0bheld_rounds\x18\x01 \x03(\t\"\x82\x01\n\x0fGetPlanResponse\x12)\n\x05plans\x18\x01 \x03(\x0b\x32\x1a.ebbflow.api.v1.SignedPlan\x12/\n\x07\x63harges\x18\x02 \x03(\x0b\x32\x1e.ebbflow.api.v1.MirroredCharge\x12\x13\n\x0bheld_rounds\x18\x03 \x03(\t\"\x80\x01\n\x0eMirroredCharge\x12\r\n\x05round\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12\x0e\n\x06window\x18\x03 \x01(\t\x12\x10\n\x08rho_nano\x18\x04 \x01(\x04\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\nSignedPlan\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"\xe1\x04\n\tRoundPlan\x12\r\n\x05round\x18\x01 \x01(\t\x12\x0f\n\x07student\x18\x02 \x01(\t\x12!\n\x04\x62ins\x18\x03 \x03(\x0b\x32\x13.ebbflow.api.v1.Bin\x12\x11\n\tnull_bins\x18\x04 \x01(\r\x12\'\n\x07metrics\x18\x05 \x03(\x0b\x32\x16.ebbflow.api.v1.Metric\x12,\n\tmechanism\x18\x06 \x01(\x0b\x32\x19.ebbflow.api.v1.Mechanism\x12-\n\x06policy\x18\x07 \x01(\x0b\x32\x1d.ebbflow.api.v1.PrivacyPolicy\x12\x0e\n\x06window\x18\x08 \x01(\t\x12.\n\nstart_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tmax_users\x18\x0b \x01(\r\x12\x33\n\rsigned_policy\x18\x0c \x01(\x0b\x32\x1c.ebbflow.api.v1.SignedPolicy\x12,\n\x07\x61\x64\x61pter\x18\r \x01(\x0b\x32\x1b.ebbflow.api.v1.AdapterPlan\x12\x32\n\x07measure\x18\x0e \x01(\x0e\x32!.ebbflow.api.v1.RoundPlan.Measure\x12\x12\n\nnear_micro\x18\x0f \x01(\r\"L\n\x07Measure\x12\x17\n\x13MEASURE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMEASURE_LEXICAL\x10\x01\x12\x13\n\x0fMEASURE_STUDENT\x10\x02\"\x83\x02\n\x0b\x41\x64\x61pterPlan\x12\x0f\n\x07release\x18\x01 \x01(\r\x12\x15\n\rmax_staleness\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x0f\n\x07modules\x18\x05 \x03(\t\x12\x11\n\tdimension\x18\x06 \x01(\r\x12\x11\n\tclip_norm\x18\x07 \x01(\x01\x12\r\n\x05scale\x18\x08 \x01(\r\x12\r\n\x05steps\x18\t \x01(\r\x12\x12\n\nbatch_size\x18\n \x01(\r\x12\x17\n\x0fsequence_length\x18\x0b \x01(\r\x12\x15\n\rlearning_rate\x18\x0c \x01(\x01\x12\x17\n\x0fusers_per_agent\x18\r \x01(\r\"C\n\x0cSignedPolicy\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\"\xa0\x01\n\x0ePolicyDocument\x12\x0f\n\x07student\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12-\n\x06policy\x18\x03 \x01(\x0b\x32\x1d.ebbflow.api.v1.PrivacyPolicy\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04note\x18\x05 \x01(\t\"$\n\x03\x42in\x12\x0e\n\x06\x62in_id\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\"\x91\x01\n\x06Metric\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.ebbflow.api.v1.Metric.Kind\x12\x0b\n\x03\x63\x61p\x18\x02 \x01(\r\"O\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n\rKIND_ACCEPTED\x10\x01\x12\x0f\n\x0bKIND_FAILED\x10\x02\x12\r\n\tKIND_NEAR\x10\x03\"\xe6\x01\n\tMechanism\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.ebbflow.api.v1.Mechanism.Kind\x12\x1f\n\x17sigma_squared_numerator\x18\x02 \x01(\x04\x12!\n\x19sigma_squared_denominator\x18\x03 \x01(\x04\x12\x1b\n\x13sensitivity_squared\x18\x04 \x01(\r\x12\x10\n\x08rho_nano\x18\x05 \x01(\x04\"8\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16KIND_DISCRETE_GAUSSIAN\x10\x01\"\xc4\x01\n\rPrivacyPolicy\x12\x0f\n\x07\x65psilon\x18\x01 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x02 \x01(\x01\x12\x13\n\x0bwindow_days\x18\x03 \x01(\r\x12\x19\n\x11rounds_per_window\x18\x04 \x01(\r\x12\x14\n\x0crho_cap_nano\x18\x05 \x01(\x04\x12\x1d\n\x15lifetime_rho_cap_nano\x18\x06 \x01(\x04\x12\x16\n\x0eretention_days\x18\x07 \x01(\r\x12\x16\n\x0e\x61llow_adapters\x18\x08 \x01(\x08\"@\n\x12SubmitBatchRequest\x12*\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1b.ebbflow.api.v1.SignedBatch\"/\n\x0bSignedBatch\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\xa9\x01\n\rFeedbackBatch\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\t\x12\x13\n\x0bplan_sha256\x18\x03 \x01(\x0c\x12,\n\tmechanism\x18\x04 \x01(\x0b\x32\x19.ebbflow.api.v1.Mechanism\x12\r\n\x05noisy\x18\x05 \x03(\x12\x12\x0f\n\x07sampler\x18\x06 \x01(\t\x12\x14\n\x0c\x62\x61se_release\x18\x07 \x01(\r\"\x15\n\x13SubmitBatchResponse2\xb5\x01\n\x0f\x46\x65\x65\x64\x62\x61\x63kService\x12J\n\x07GetPlan\x12\x1e.ebbflow.api.v1.GetPlanRequest\x1a\x1f.ebbflow.api.v1.GetPlanResponse\x12V\n\x0bSubmitBatch\x12\".ebbflow.api.v1.SubmitBatchRequest\x1a#.ebbflow.api.v1.SubmitBatchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,43 +33,43 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ebbflow.api.v1.feedback_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETPLANREQUEST']._serialized_start=82
-  _globals['_GETPLANREQUEST']._serialized_end=98
-  _globals['_GETPLANRESPONSE']._serialized_start=100
-  _globals['_GETPLANRESPONSE']._serialized_end=209
-  _globals['_MIRROREDCHARGE']._serialized_start=212
-  _globals['_MIRROREDCHARGE']._serialized_end=340
-  _globals['_SIGNEDPLAN']._serialized_start=342
-  _globals['_SIGNEDPLAN']._serialized_end=403
-  _globals['_ROUNDPLAN']._serialized_start=406
-  _globals['_ROUNDPLAN']._serialized_end=1015
-  _globals['_ROUNDPLAN_MEASURE']._serialized_start=939
-  _globals['_ROUNDPLAN_MEASURE']._serialized_end=1015
-  _globals['_ADAPTERPLAN']._serialized_start=1018
-  _globals['_ADAPTERPLAN']._serialized_end=1277
-  _globals['_SIGNEDPOLICY']._serialized_start=1279
-  _globals['_SIGNEDPOLICY']._serialized_end=1346
-  _globals['_POLICYDOCUMENT']._serialized_start=1349
-  _globals['_POLICYDOCUMENT']._serialized_end=1509
-  _globals['_BIN']._serialized_start=1511
-  _globals['_BIN']._serialized_end=1547
-  _globals['_METRIC']._serialized_start=1550
-  _globals['_METRIC']._serialized_end=1695
-  _globals['_METRIC_KIND']._serialized_start=1616
-  _globals['_METRIC_KIND']._serialized_end=1695
-  _globals['_MECHANISM']._serialized_start=1698
-  _globals['_MECHANISM']._serialized_end=1928
-  _globals['_MECHANISM_KIND']._serialized_start=1872
-  _globals['_MECHANISM_KIND']._serialized_end=1928
-  _globals['_PRIVACYPOLICY']._serialized_start=1931
-  _globals['_PRIVACYPOLICY']._serialized_end=2127
-  _globals['_SUBMITBATCHREQUEST']._serialized_start=2129
-  _globals['_SUBMITBATCHREQUEST']._serialized_end=2193
-  _globals['_SIGNEDBATCH']._serialized_start=2195
-  _globals['_SIGNEDBATCH']._serialized_end=2242
-  _globals['_FEEDBACKBATCH']._serialized_start=2245
-  _globals['_FEEDBACKBATCH']._serialized_end=2414
-  _globals['_SUBMITBATCHRESPONSE']._serialized_start=2416
-  _globals['_SUBMITBATCHRESPONSE']._serialized_end=2437
-  _globals['_FEEDBACKSERVICE']._serialized_start=2440
-  _globals['_FEEDBACKSERVICE']._serialized_end=2621
+  _globals['_GETPLANREQUEST']._serialized_end=119
+  _globals['_GETPLANRESPONSE']._serialized_start=122
+  _globals['_GETPLANRESPONSE']._serialized_end=252
+  _globals['_MIRROREDCHARGE']._serialized_start=255
+  _globals['_MIRROREDCHARGE']._serialized_end=383
+  _globals['_SIGNEDPLAN']._serialized_start=385
+  _globals['_SIGNEDPLAN']._serialized_end=446
+  _globals['_ROUNDPLAN']._serialized_start=449
+  _globals['_ROUNDPLAN']._serialized_end=1058
+  _globals['_ROUNDPLAN_MEASURE']._serialized_start=982
+  _globals['_ROUNDPLAN_MEASURE']._serialized_end=1058
+  _globals['_ADAPTERPLAN']._serialized_start=1061
+  _globals['_ADAPTERPLAN']._serialized_end=1320
+  _globals['_SIGNEDPOLICY']._serialized_start=1322
+  _globals['_SIGNEDPOLICY']._serialized_end=1389
+  _globals['_POLICYDOCUMENT']._serialized_start=1392
+  _globals['_POLICYDOCUMENT']._serialized_end=1552
+  _globals['_BIN']._serialized_start=1554
+  _globals['_BIN']._serialized_end=1590
+  _globals['_METRIC']._serialized_start=1593
+  _globals['_METRIC']._serialized_end=1738
+  _globals['_METRIC_KIND']._serialized_start=1659
+  _globals['_METRIC_KIND']._serialized_end=1738
+  _globals['_MECHANISM']._serialized_start=1741
+  _globals['_MECHANISM']._serialized_end=1971
+  _globals['_MECHANISM_KIND']._serialized_start=1915
+  _globals['_MECHANISM_KIND']._serialized_end=1971
+  _globals['_PRIVACYPOLICY']._serialized_start=1974
+  _globals['_PRIVACYPOLICY']._serialized_end=2170
+  _globals['_SUBMITBATCHREQUEST']._serialized_start=2172
+  _globals['_SUBMITBATCHREQUEST']._serialized_end=2236
+  _globals['_SIGNEDBATCH']._serialized_start=2238
+  _globals['_SIGNEDBATCH']._serialized_end=2285
+  _globals['_FEEDBACKBATCH']._serialized_start=2288
+  _globals['_FEEDBACKBATCH']._serialized_end=2457
+  _globals['_SUBMITBATCHRESPONSE']._serialized_start=2459
+  _globals['_SUBMITBATCHRESPONSE']._serialized_end=2480
+  _globals['_FEEDBACKSERVICE']._serialized_start=2483
+  _globals['_FEEDBACKSERVICE']._serialized_end=2664
 # @@protoc_insertion_point(module_scope)

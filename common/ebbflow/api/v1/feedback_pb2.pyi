@@ -28,12 +28,19 @@ class GetPlanRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    HELD_ROUNDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def held_rounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Rounds whose plans the agent holds from earlier answers, such as "rounds/5c1e", whatever it made of them."""
+
     def __init__(
         self,
+        *,
+        held_rounds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_rounds", b"held_rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -47,9 +54,12 @@ class GetPlanResponse(_message.Message):
 
     PLANS_FIELD_NUMBER: _builtins.int
     CHARGES_FIELD_NUMBER: _builtins.int
+    HELD_ROUNDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def plans(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedPlan]:
-        """One for each open round that the cloud has no batch of this agent for, neither kept nor refused."""
+        """One for each open round that the cloud has no batch of this agent for, neither kept nor refused, and whose plan the
+        agent does not hold.
+        """
 
     @_builtins.property
     def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___MirroredCharge]:
@@ -57,15 +67,20 @@ class GetPlanResponse(_message.Message):
         account lacks: a reinstalled device, or one whose disk was restored, goes on where it was.
         """
 
+    @_builtins.property
+    def held_rounds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of the request's rounds that are still open to the agent; it drops the plans of the others."""
+
     def __init__(
         self,
         *,
         plans: _abc.Iterable[Global___SignedPlan] | None = ...,
         charges: _abc.Iterable[Global___MirroredCharge] | None = ...,
+        held_rounds: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "plans", b"plans"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges", "held_rounds", b"held_rounds", "plans", b"plans"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,6 +16,7 @@ from ebbflow.common.privacy.plans import runs_student
 from ebbflow.common.privacy.vector import AdapterContribution, Contribution
 from ebbflow.edge.agent.background import in_background
 from ebbflow.edge.agent.cloud import Cloud
+from ebbflow.edge.agent.held_plans import HeldPlans
 from ebbflow.edge.agent.likeness import Likeness
 from ebbflow.edge.agent.updates import Updates
 from ebbflow.edge.agent.waiting import Pace, to_next
@@ -66,6 +67,7 @@ class Rounds:
         self._cloud, self._trust, self._store, self._likeness, self._ceiling = cloud, trust, store, likeness, ceiling
         self._updates, self._clock, self._pace = updates, clock, pace or Pace()
         self._stopwatch, self._sleep = stopwatch, sleep
+        self._held = HeldPlans()
         self._declined: dict[bytes, Reason] = {}  # by signature, so that each plan is declined once
         self._waiting: set[str] = set()  # rounds that were said to wait
 
@@ -83,14 +85,15 @@ class Rounds:
             EbbflowError: why the cloud could not be asked, or the first thing that went wrong afterwards; what was
                 charged is kept and sent later.
         """
-        response = await self._cloud.feedback.GetPlan(pb.GetPlanRequest())
+        response = await self._cloud.feedback.GetPlan(pb.GetPlanRequest(held_rounds=self._held.rounds))
         arrived_s = self._stopwatch()
+        plans = self._held.take(response)
         taken = await asyncio.to_thread(self._store.take_over, response.charges, self._clock.now())
         if taken:
             log.warning("charges_taken_over", rounds=taken)
         failures: list[EbbflowError] = []
         await self._send(failures)
-        due = await asyncio.to_thread(self._due, response.plans, failures)
+        due = await asyncio.to_thread(self._due, plans, failures)
         step_s = 0.0
         for signed, admitted in due:
             step_s = max(step_s, await asyncio.to_thread(self._answer, signed, admitted, failures))
