@@ -106,7 +106,11 @@ def _set_paused(user: str, config: Path | None, state: Path | None, *, paused: b
 
 @privacy.command(epilog=example("ebbflow-edge privacy purge --user ada@example.org"))
 def purge(user: User, config: Config = None, state: State = None) -> None:
-    """Deletes everything that is kept of one user's requests; their word on feedback stays."""
-    with _opened(config, state) as (store, _):
+    """Deletes everything that is kept of one user's requests; their word on feedback stays.
+
+    An agent that runs drops the beginnings of prompts that its engines have cached, those of all users, within seconds.
+    """
+    with _opened(config, state) as (store, settings):
         count = store.purge_user(user or None)
+        settings.folder.purged.touch(mode=0o600)
     typer.echo(f"{count} interactions deleted")

@@ -8,6 +8,7 @@ import openai
 import pytest
 from agent_support import alive, enrolled, until
 from agent_world import CloudWorld
+from typer.testing import CliRunner
 
 from ebbflow.api.v1 import inference_pb2 as pb
 from ebbflow.api.v1 import resources_pb2
@@ -16,6 +17,7 @@ from ebbflow.cloud.registry.tables import AgentState
 from ebbflow.edge.agent.runtime import Agent
 from ebbflow.edge.agent.status import as_table
 from ebbflow.edge.agent.status import ask as ask_status
+from ebbflow.edge.main import app
 
 
 async def ask(agent: Agent, **changes: Any) -> Any:
@@ -155,3 +157,24 @@ async def test_an_agent_that_is_shut_out_serves_on_and_says_so(
         if state is AgentState.QUARANTINED:
             cloud.shut_out(name, AgentState.ACTIVE)
             await until(lambda: agent.connected)
+
+
+async def test_a_purge_from_the_command_line_empties_the_cache_of_prompts(cloud: CloudWorld) -> None:
+    settings = cloud.device()
+    name = await enrolled(cloud, settings)
+    cloud.student()
+    cloud.publish(1)
+    cloud.assign(name, 1)
+    async with alive(settings) as agent:
+        await until(lambda: serves(agent, 1))
+        await ask(agent, prompt="How do I read a file? " * 5, max_tokens=1)
+        batcher = agent.hub.batcher("faq")
+
+        def cached_bytes() -> int:
+            return batcher.between_steps(lambda engine: engine.memory().cache_bytes).result(10)
+
+        assert cached_bytes() > 0
+        words = ["privacy", "purge", "--user", "ada", "--state", str(settings.folder.path)]
+        done = await asyncio.to_thread(CliRunner().invoke, app, words)
+        assert done.output == "1 interactions deleted\n"
+        await until(lambda: cached_bytes() == 0)

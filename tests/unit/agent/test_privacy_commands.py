@@ -1,6 +1,7 @@
 """`ebbflow-edge privacy`: who runs a device sees what leaves it, and decides who takes part."""
 
 import json
+import stat
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_a_purge_says_how_much_it_was(state: Path, privacy: Run) -> None:
         store.record_interaction("faq", "r", "ada", "p", "a")
     assert privacy("purge", "--user", "ada") == "1 interactions deleted\n"
     assert privacy("purge", "--user", "ada") == "0 interactions deleted\n"
+    assert stat.S_IMODE((state / "purged").stat().st_mode) == 0o600
 
 
 def test_a_device_without_an_identity_shows_what_it_is_set_to(privacy: Run, monkeypatch: pytest.MonkeyPatch) -> None:

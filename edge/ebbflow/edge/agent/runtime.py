@@ -27,7 +27,7 @@ from ebbflow.edge.agent.machine import Machine
 from ebbflow.edge.agent.profile import device_profile
 from ebbflow.edge.agent.reconcile import Reconciler
 from ebbflow.edge.agent.renewal import Renewal
-from ebbflow.edge.agent.retention import retain
+from ebbflow.edge.agent.retention import Purges, retain
 from ebbflow.edge.agent.rounds import Rounds
 from ebbflow.edge.agent.settings import AgentSettings
 from ebbflow.edge.agent.swapping import Room, Swapper
@@ -119,6 +119,7 @@ class Agent:
         self._others = [
             Watcher("certificate", Renewal(self.cloud, trust.clock).look, pace),
             Watcher("retention", partial(retain, self.store, self._clock), pace),
+            Watcher("purges", Purges(folder.purged, self.hub.forget_prompts).look, pace),
             Watcher("governor", self.governing.look, pace),
         ]
         ears = Ears(desired_state=self._hint, plan=self._rounds.hint)

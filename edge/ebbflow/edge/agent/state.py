@@ -46,6 +46,11 @@ class StateFolder:
         """Where a running agent listens."""
         return self.path / "endpoints.toml"
 
+    @property
+    def purged(self) -> Path:
+        """Touched by every purge from the command line, for the agent that runs."""
+        return self.path / "purged"
+
     def prepare(self) -> None:
         """Makes the folder.
 
