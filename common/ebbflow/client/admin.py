@@ -1,5 +1,7 @@
 """The admin's client: one typed stub for each service, and what makes them pleasant."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,8 @@ from ebbflow.common.errors import EbbflowError, Reason
 
 CHUNK_BYTES = 512 * 1024
 MAX_PAGE = 1000
+_UPLOAD_WAITS_S = (0.2, 0.5, 1.0)
+"""Before each further try of an upload whose line broke."""
 
 
 class AdminClient:
@@ -65,7 +69,7 @@ class AdminClient:
         return cls(AdminContext.load(path).endpoint())
 
     def upload(self, path: Path, *, private: bool = False) -> WriteBlobResponse:
-        """Stores a file as a blob, in chunks.
+        """Stores a file as a blob, in chunks; from the start again where the line breaks.
 
         Args:
             path: the file.
@@ -74,8 +78,18 @@ class AdminClient:
         Raises:
             EbbflowError: CONFIG_INVALID if the file cannot be read, or the server's.
         """
+        for wait_s in _UPLOAD_WAITS_S:
+            try:
+                return self._upload(path, private)
+            except EbbflowError as error:
+                if error.reason is not Reason.SERVER_UNAVAILABLE:
+                    raise
+            time.sleep(wait_s)
+        return self._upload(path, private)
+
+    def _upload(self, path: Path, private: bool) -> WriteBlobResponse:
         try:
-            file = path.open("rb")
+            file = path.open("rb")  # a file of its own: gRPC's thread may still read the one of a broken call
         except OSError as error:
             raise EbbflowError(Reason.CONFIG_INVALID, f"{path} cannot be read: {error.strerror}", path=path) from error
         with file:
@@ -114,5 +128,6 @@ def listed(method: Callable[[Any], Any], request: Any, field: str, limit: int = 
 
 
 def _chunks(file: BinaryIO, private: bool) -> Iterator[WriteBlobRequest]:
+    size_bytes = os.fstat(file.fileno()).st_size
     while chunk := file.read(CHUNK_BYTES):
-        yield WriteBlobRequest(chunk=chunk, private=private)
+        yield WriteBlobRequest(chunk=chunk, private=private, size_bytes=size_bytes)

@@ -6,18 +6,23 @@ from ebbflow.client.endpoint import Endpoint
 from ebbflow.client.interceptors import Deadlines, SyncCalls, aio_interceptors
 from ebbflow.common.rpc.options import ChannelOptions
 
-ANSWER_STREAMS = tuple(
+STREAMS = tuple(
     f"ebbflow.api.v1.{method}"
     for method in (
         "AgentService/Connect",
         "ArtefactService/ReadBlob",
         "ArtefactService/ReadMetadata",
+        "ArtefactService/WriteBlob",
         "DistillationService/WatchDistillation",
         "InferenceService/Generate",
         "RolloutService/WatchRollout",
     )
 )
-"""Every method that answers with a stream."""
+"""Every method that streams. gRPC does not repeat them; whoever calls one begins again, where it was if that can be.
+
+In grpcio 1.85.1 a line that breaks while gRPC repeats a stream may make a synchronous stream of answers wait for ever,
+whatever its deadline and `cancel` say, and an upload abort the process.
+"""
 
 
 def channel(
@@ -31,7 +36,7 @@ def channel(
     return grpc.aio.secure_channel(
         endpoint.address,
         endpoint.credentials(),
-        options=(options or ChannelOptions()).pairs(),
+        options=(options or ChannelOptions()).pairs(STREAMS),
         interceptors=aio_interceptors(endpoint.address, deadlines or Deadlines()),
     )
 
@@ -39,11 +44,7 @@ def channel(
 def sync_channel(
     endpoint: Endpoint, options: ChannelOptions | None = None, deadlines: Deadlines | None = None
 ) -> grpc.Channel:
-    """Makes a synchronous channel, whose calls have deadlines and raise `EbbflowError`.
-
-    Streams of answers are not repeated there: in grpcio 1.85.1 one whose line breaks while gRPC repeats it may wait for
-    ever, and neither its deadline nor `cancel` ends it. Whoever reads one begins again where it was.
-    """
-    pairs = (options or ChannelOptions()).pairs(ANSWER_STREAMS)
+    """Makes a synchronous channel, whose calls have deadlines and raise `EbbflowError`."""
+    pairs = (options or ChannelOptions()).pairs(STREAMS)
     plain = grpc.secure_channel(endpoint.address, endpoint.credentials(), options=pairs)
     return grpc.intercept_channel(plain, SyncCalls(endpoint.address, deadlines or Deadlines()))

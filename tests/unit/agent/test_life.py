@@ -1,10 +1,12 @@
 """An agent's life beside a real cloud: enrol, install, serve, swap, lose the network, report privately."""
 
 import asyncio
+import errno
 from typing import Any
 
 import grpc
 import openai
+import psutil
 import pytest
 from agent_support import alive, enrolled, until
 from agent_world import CloudWorld
@@ -14,6 +16,7 @@ from ebbflow.api.v1 import inference_pb2 as pb
 from ebbflow.api.v1 import resources_pb2
 from ebbflow.api.v1.inference_pb2_grpc import InferenceServiceStub
 from ebbflow.cloud.registry.tables import AgentState
+from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.agent.runtime import Agent
 from ebbflow.edge.agent.status import as_table
 from ebbflow.edge.agent.status import ask as ask_status
@@ -178,3 +181,40 @@ async def test_a_purge_from_the_command_line_empties_the_cache_of_prompts(cloud:
         done = await asyncio.to_thread(CliRunner().invoke, app, words)
         assert done.output == "1 interactions deleted\n"
         await until(lambda: cached_bytes() == 0)
+
+
+async def test_a_sensor_that_fails_costs_neither_the_line_nor_the_agent(
+    cloud: CloudWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = cloud.device()
+    await enrolled(cloud, settings)
+    async with alive(settings) as agent:
+        await until(lambda: agent.connected)
+        failed = []
+
+        def failing(path: object) -> None:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(psutil, "disk_usage", failing)
+        await until(lambda: len(failed) >= 2)
+        assert agent.connected
+
+
+async def test_an_agent_of_which_a_part_ends_by_itself_drains_and_says_so(
+    cloud: CloudWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = cloud.device()
+    await enrolled(cloud, settings)
+    agent = Agent(settings)
+
+    async def broken() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(agent.link, "run", broken)
+    with pytest.raises(EbbflowError) as caught:
+        await agent.run(asyncio.Event(), lambda _: None)
+    assert caught.value.reason is Reason.INTERNAL
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    with settings.folder.locked():
+        assert not settings.folder.endpoints.exists()

@@ -109,17 +109,23 @@ class _Upload:
         self._loop = loop
         self.cancelled = False
         self.private = False
+        self._announced_bytes = 0
 
     def chunks(self) -> Iterator[bytes]:
         """Chunks until the sender has ended; raises if it went away, so that a torn file is never kept."""
+        size_bytes = 0
         while (request := asyncio.run_coroutine_threadsafe(self._next(), self._loop).result()) is not None:
             if len(request.chunk) > MAX_WRITE_BYTES:
                 message = f"a chunk has at most {MAX_WRITE_BYTES} bytes"
                 raise EbbflowError(Reason.INVALID_REQUEST, message, field="chunk")
             self.private |= request.private
+            self._announced_bytes = self._announced_bytes or request.size_bytes
+            size_bytes += len(request.chunk)
             yield request.chunk
-        if self.cancelled:
-            raise EbbflowError(Reason.INVALID_REQUEST, "the sender went away")
+        # gRPC may tell of the end before it tells that the end was a cancellation.
+        if self.cancelled or self._announced_bytes not in {0, size_bytes}:
+            message = f"the sender went away after {size_bytes} of {self._announced_bytes or 'its'} bytes"
+            raise EbbflowError(Reason.INVALID_REQUEST, message, field="size_bytes")
 
     async def _next(self) -> pb.WriteBlobRequest | None:
         return await anext(aiter(self._requests), None)

@@ -41,6 +41,7 @@ class Hub:
         self._former: dict[str, deque[str]] = {}
         self._beats: dict[str, presence.Beat] = {}
         self._gone: dict[str, str] = {}
+        self._news: deque[tuple[str, resources_pb2.Installation]] = deque()
         self._revisions: dict[str, int] = {}
         self._seen_time = clock.now()
         self._nudge = asyncio.Event()
@@ -129,16 +130,19 @@ class Hub:
     async def step(self) -> None:
         """Writes what has come and sends the hints that are due."""
         await self._write()
+        while self._news:
+            await self._heal_next()
         revisions = await self._cloud.read(changes.revisions)
         changed = {subject for subject, revision in revisions.items() if self._revisions.get(subject) != revision}
-        since, self._seen_time = self._seen_time, clock.now()
-        self._revisions = revisions
+        since, now = self._seen_time, clock.now()
         if "plan" in changed:
             self._hint(self._lines, pb.Hint.SUBJECT_PLAN)
         if "desired_state" in changed:
             agents = await self._cloud.read(lambda session: presence.reassigned(session, since - OVERLAP))
             self._hint(agents, pb.Hint.SUBJECT_DESIRED_STATE)
             await self._end_shut_out()
+        # Only now: what failed on the way is looked at again.
+        self._seen_time, self._revisions = now, revisions
 
     async def _write(self) -> None:
         beats, self._beats = self._beats, {}
@@ -153,12 +157,18 @@ class Hub:
             raise
         for agent_id in written.cloned:
             await self.quarantine(agent_id)
-        for agent_id in written.news:
-            for installation in beats[agent_id].telemetry.installations:
-                await self._heal(agent_id, installation)
+        self._news += [
+            (agent_id, each) for agent_id in written.news for each in beats[agent_id].telemetry.installations
+        ]
 
-    async def _heal(self, agent_id: str, installation: resources_pb2.Installation) -> None:
-        await self._cloud.write(lambda session: installations.heal(session, agent_id, installation, clock.now()))
+    async def _heal_next(self) -> None:
+        agent_id, installation = self._news.popleft()
+        try:
+            await self._cloud.write(lambda session: installations.heal(session, agent_id, installation, clock.now()))
+        except EbbflowError as error:
+            if error.reason is Reason.DATABASE_UNAVAILABLE:
+                self._news.appendleft((agent_id, installation))
+            raise
 
     def _hint(self, agents: Iterable[str], subject: "pb.Hint.Subject.ValueType") -> None:
         lines = [self._lines[agent_id] for agent_id in agents if agent_id in self._lines]

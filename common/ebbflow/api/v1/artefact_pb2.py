@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x62\x62\x66low/api/v1/artefact.proto\x12\x0e\x65\x62\x62\x66low.api.v1\"(\n\x13ReadMetadataRequest\x12\x11\n\tfile_name\x18\x01 \x01(\t\"%\n\x14ReadMetadataResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"P\n\x0fReadBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\r\"!\n\x10ReadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"?\n\x11\x46indDeltasRequest\x12\x15\n\rtarget_sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x62\x61se_sha256\x18\x02 \x03(\x0c\";\n\x12\x46indDeltasResponse\x12%\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x15.ebbflow.api.v1.Delta\"P\n\x05\x44\x65lta\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\"2\n\x10WriteBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0f\n\x07private\x18\x02 \x01(\x08\"7\n\x11WriteBlobResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\xe8\x02\n\x0f\x41rtefactService\x12[\n\x0cReadMetadata\x12#.ebbflow.api.v1.ReadMetadataRequest\x1a$.ebbflow.api.v1.ReadMetadataResponse0\x01\x12O\n\x08ReadBlob\x12\x1f.ebbflow.api.v1.ReadBlobRequest\x1a .ebbflow.api.v1.ReadBlobResponse0\x01\x12S\n\nFindDeltas\x12!.ebbflow.api.v1.FindDeltasRequest\x1a\".ebbflow.api.v1.FindDeltasResponse\x12R\n\tWriteBlob\x12 .ebbflow.api.v1.WriteBlobRequest\x1a!.ebbflow.api.v1.WriteBlobResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x65\x62\x62\x66low/api/v1/artefact.proto\x12\x0e\x65\x62\x62\x66low.api.v1\"(\n\x13ReadMetadataRequest\x12\x11\n\tfile_name\x18\x01 \x01(\t\"%\n\x14ReadMetadataResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"P\n\x0fReadBlobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\r\"!\n\x10ReadBlobResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"?\n\x11\x46indDeltasRequest\x12\x15\n\rtarget_sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x62\x61se_sha256\x18\x02 \x03(\x0c\";\n\x12\x46indDeltasResponse\x12%\n\x06\x64\x65ltas\x18\x01 \x03(\x0b\x32\x15.ebbflow.api.v1.Delta\"P\n\x05\x44\x65lta\x12\x13\n\x0b\x62\x61se_sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\"F\n\x10WriteBlobRequest\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0f\n\x07private\x18\x02 \x01(\x08\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"7\n\x11WriteBlobResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x32\xe8\x02\n\x0f\x41rtefactService\x12[\n\x0cReadMetadata\x12#.ebbflow.api.v1.ReadMetadataRequest\x1a$.ebbflow.api.v1.ReadMetadataResponse0\x01\x12O\n\x08ReadBlob\x12\x1f.ebbflow.api.v1.ReadBlobRequest\x1a .ebbflow.api.v1.ReadBlobResponse0\x01\x12S\n\nFindDeltas\x12!.ebbflow.api.v1.FindDeltasRequest\x1a\".ebbflow.api.v1.FindDeltasResponse\x12R\n\tWriteBlob\x12 .ebbflow.api.v1.WriteBlobRequest\x1a!.ebbflow.api.v1.WriteBlobResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,9 +46,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELTA']._serialized_start=373
   _globals['_DELTA']._serialized_end=453
   _globals['_WRITEBLOBREQUEST']._serialized_start=455
-  _globals['_WRITEBLOBREQUEST']._serialized_end=505
-  _globals['_WRITEBLOBRESPONSE']._serialized_start=507
-  _globals['_WRITEBLOBRESPONSE']._serialized_end=562
-  _globals['_ARTEFACTSERVICE']._serialized_start=565
-  _globals['_ARTEFACTSERVICE']._serialized_end=925
+  _globals['_WRITEBLOBREQUEST']._serialized_end=525
+  _globals['_WRITEBLOBRESPONSE']._serialized_start=527
+  _globals['_WRITEBLOBRESPONSE']._serialized_end=582
+  _globals['_ARTEFACTSERVICE']._serialized_start=585
+  _globals['_ARTEFACTSERVICE']._serialized_end=945
 # @@protoc_insertion_point(module_scope)

@@ -208,19 +208,25 @@ class WriteBlobRequest(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     PRIVATE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next bytes, 1 MiB at most."""
     private: _builtins.bool
     """Keeps the file's hash, which would confirm a guess of its content, out of the audit log. In any message of the stream."""
+    size_bytes: _builtins.int
+    """Length of the whole file in bytes, in the first message: a stream that ends with fewer or more is not kept. 0 if the
+    sender does not know it; then a sender that goes away may be taken for one that has ended.
+    """
     def __init__(
         self,
         *,
         chunk: _builtins.bytes = ...,
         private: _builtins.bool = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "private", b"private"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "private", b"private", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

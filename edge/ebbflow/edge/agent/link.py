@@ -89,7 +89,7 @@ class Link:
         renewed = asyncio.create_task(self._cloud.renewed.wait())
         try:
             await asyncio.wait({session, renewed}, return_when=asyncio.FIRST_COMPLETED)
-            return session.result() if session.done() else None
+            return _end_of(session) if session.done() else None
         finally:
             self.state.connected = False
             for task in (session, renewed):
@@ -120,9 +120,16 @@ class Link:
         yield pb.ConnectRequest(hello=pb.Hello(instance_id=self._instance_id, profile=self._profile))
         interval_s = await welcomed
         while True:
-            telemetry = await asyncio.to_thread(self._telemetry)
-            yield pb.ConnectRequest(heartbeat=pb.Heartbeat(telemetry=telemetry))
+            yield pb.ConnectRequest(heartbeat=await self._heartbeat())
             await asyncio.sleep(jittered(interval_s))
+
+    async def _heartbeat(self) -> pb.Heartbeat:
+        """A sign of life, without telemetry if a sensor or the disk fails."""
+        try:
+            return pb.Heartbeat(telemetry=await asyncio.to_thread(self._telemetry))
+        except Exception as error:  # noqa: BLE001 - gRPC ends a line whose requests fail, and the device lives
+            log.error("telemetry_failed", **place_of(error))
+            return pb.Heartbeat()
 
     def _hear(self, response: pb.ConnectResponse, welcomed: "asyncio.Future[float]") -> None:
         if response.HasField("welcome") and not welcomed.done():
@@ -138,3 +145,11 @@ class Link:
                 self._ears.desired_state(spread_s)
             if response.hint.subject != pb.Hint.SUBJECT_DESIRED_STATE:
                 self._ears.plan(spread_s)
+
+
+def _end_of(session: "asyncio.Task[EbbflowError | None]") -> EbbflowError | None:
+    """Why a session ended; gRPC cancels one whose requests fail."""
+    if session.cancelled():
+        log.error("line_failed", kind="CancelledError")
+        return EbbflowError(Reason.INTERNAL, "the line to the cloud failed")
+    return session.result()

@@ -179,6 +179,9 @@ class Agent:
         Args:
             stop: ends the agent; running requests may take the configured grace to finish.
             ready: called once requests are answered.
+
+        Raises:
+            EbbflowError: INTERNAL if a part of the agent ended by itself: its supervisor is to start it anew.
         """
         await asyncio.to_thread(self._reconciler.start)
         await asyncio.gather(self._http.start(), self._grpc.start())
@@ -190,9 +193,12 @@ class Agent:
             tasks = [asyncio.create_task(loop) for loop in loops]
             self._look.hint()
             self._rounds.hint()
-            await stop.wait()
+            ended = await _first_ended(stop, tasks)
         log.info("draining", grace_s=self._settings.grace_s)
         await self._drain(tasks)
+        for task in ended:
+            cause = None if task.cancelled() else task.exception()
+            raise EbbflowError(Reason.INTERNAL, "a part of the agent ended by itself") from cause
 
     async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
         self.health.drain()
@@ -238,6 +244,14 @@ async def run(settings: AgentSettings, ready: Callable[[Endpoints, str], None]) 
         agent = Agent(settings)
         log.info("starting", agent=agent.cloud.credentials.agent, version=agent_version())
         await agent.run(stop, lambda endpoints: ready(endpoints, agent.cloud.credentials.agent))
+
+
+async def _first_ended(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+    """Waits until the agent is to stop, or a task ends that never should; returns such tasks."""
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    return {task for task in tasks if task.done()}
 
 
 def _hear(trust: TrustClock, feedback: FeedbackClock, server_time: dt.datetime) -> None:
