@@ -90,7 +90,7 @@ def test_nothing_of_a_refused_update_is_stored(
     for change in changes:
         with pytest.raises(EbbflowError):
             devices[0].submit(fleet, devices[0].resign(good, change), blobs=blobs)
-    monkeypatch.setattr(release, "DiscreteGaussian", lambda variance: DiscreteGaussian(variance / 2))
+    monkeypatch.setattr(release, "DiscreteGaussian", lambda variance: DiscreteGaussian(variance / 4))
     with pytest.raises(EbbflowError):
         devices[1].submit(fleet, answer(fleet, devices[1]), blobs=blobs)
     words = [why for _, why in refusals(fleet)]

@@ -62,7 +62,9 @@ def damage(store: BlobStore, sha256: str, data: bytes) -> None:
         store._client.put_object(Bucket=store.bucket, Key=store._key(sha256), Body=data)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(chunks=st.lists(st.binary(max_size=2000), max_size=20), offset=st.integers(0, 3000))
 def test_what_is_put_comes_back_from_any_offset(chunks: list[bytes], offset: int, store: BlobStore) -> None:
     data = b"".join(chunks)
@@ -75,7 +77,9 @@ def test_what_is_put_comes_back_from_any_offset(chunks: list[bytes], offset: int
         assert b"".join(iter(lambda: reader.read(777), b"")) == data[offset:]
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(data=st.binary(max_size=5000), offset=st.integers(0, 6000), turns=st.lists(st.booleans(), max_size=20))
 def test_a_reader_may_change_between_waiting_and_not(
     data: bytes, offset: int, turns: list[bool], store: BlobStore

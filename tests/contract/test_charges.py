@@ -260,7 +260,7 @@ class History:
         self.registry.close()
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(["open", "send", "refused", "new disk", "close"]), max_size=14))
 def test_the_account_and_the_mirror_agree_whatever_happens(sqlite_template: Path, steps: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

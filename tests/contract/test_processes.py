@@ -33,7 +33,7 @@ def cloud(tmp_path: Path, registry_url: str) -> CloudSettings:
 async def running(settings: CloudSettings) -> AsyncIterator[None]:
     stop = asyncio.Event()
     task = asyncio.create_task(serve.serve(settings, stop, embedded=False))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not settings.paths.endpoints.exists() and not task.done():  # noqa: ASYNC110 - a file sets no event
             await asyncio.sleep(0.02)
     try:

@@ -246,3 +246,28 @@ def test_a_dead_workers_job_is_taken_over_and_the_dead_one_is_fenced(registry: R
     with registry.reading() as session:
         row = session.get_one(Distillation, "job-000")
         assert (row.state, row.release_number, row.leased_by) == (DistillationState.SUCCEEDED, 1, None)
+
+
+def test_a_lease_from_a_clock_that_ran_ahead_is_taken_over(registry: Registry) -> None:
+    add_student(registry)
+    start = now()
+    queue(registry, 1, start)
+    with registry.transaction() as session:
+        assert jobs.claim(session, "a year ahead", start + dt.timedelta(days=365), LEASE) is not None
+    with registry.transaction() as session:
+        second = jobs.claim(session, "right", start, LEASE)
+    assert second is not None
+    assert (second.leased_by, second.attempt) == ("right", 2)
+
+
+@pytest.mark.parametrize(
+    ("held", "asked"), [(dt.timedelta(hours=23), LEASE), (dt.timedelta(days=3), dt.timedelta(days=3))]
+)
+def test_a_long_lease_is_let_be(registry: Registry, held: dt.timedelta, asked: dt.timedelta) -> None:
+    add_student(registry)
+    start = now()
+    queue(registry, 1, start)
+    with registry.transaction() as session:
+        assert jobs.claim(session, "first", start, held) is not None
+    with registry.transaction() as session:
+        assert jobs.claim(session, "second", start, asked) is None

@@ -122,6 +122,22 @@ def test_overdue_rounds_close_by_themselves(fleet: Registry) -> None:
         assert session.get_one(Round, second.id).state == RoundState.OPEN
 
 
+def test_a_round_that_cannot_be_closed_keeps_no_other_open(fleet: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = open_round(fleet), open_round(fleet)
+    with fleet.transaction() as session:
+        row = session.get_one(Round, first.id)
+        # Its turn comes first; and it is the younger one, because a round is compared with those before it.
+        row.plan, row.end_time, row.create_time = b"damaged", row.end_time - DAY / 24, row.create_time + DAY / 24
+    for closed in ([second.id], []):
+        assert rounds.close_overdue(fleet, NOW + DAY) == closed
+    with fleet.reading() as session:
+        assert session.get_one(Round, first.id).state == RoundState.OPEN
+    assert [f"rounds/{first.id}" in record.getMessage() for record in caplog.records] == [True, True]
+    with fleet.transaction() as session:
+        session.get_one(Round, first.id).plan = first.plan
+    assert rounds.close_overdue(fleet, NOW + DAY) == [first.id], "it has its turn again"
+
+
 def test_an_unknown_round_cannot_be_closed(fleet: Registry) -> None:
     with fleet.transaction() as session, pytest.raises(EbbflowError) as caught:
         rounds.close_round(session, "nope")

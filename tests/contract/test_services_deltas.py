@@ -64,7 +64,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Builds]:
 
     def counted(base: Path, target: Path, out: Path) -> delta.DeltaInfo:
         seen.targets.append(target.name)
-        seen.go.wait(30)
+        seen.go.wait(60)
         return encode(base, target, out)
 
     monkeypatch.setattr(delta, "encode", counted)
@@ -245,13 +245,14 @@ async def test_many_who_ask_at_once_cost_one_build(line: Line, builds: Builds) -
     assert len(answers[0]) == len(builds.targets) == 1
 
 
-async def test_who_has_no_time_takes_the_full_file_and_the_next_one_finds_the_delta(line: Line, builds: Builds) -> None:
+async def test_who_has_no_time_takes_the_full_file_and_the_next_one_finds_the_delta(
+    line: Line, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = line.release(1), line.release(2)
     agent = line.agent("kiosk-7")
     builds.go.clear()
-    begin = time.monotonic()
-    assert await find(agent, new["int8"], old["int8"], timeout=4.0) == []
-    assert time.monotonic() - begin < 4.0
+    monkeypatch.setattr(deltas, "ANSWER_S", 28.0)  # however slow this machine is, the answer has its way back
+    assert await find(agent, new["int8"], old["int8"], timeout=30.0) == []
     builds.go.set()
     assert len(await find(agent, new["int8"], old["int8"])) == len(builds.targets) == 1
 
@@ -376,7 +377,9 @@ async def test_a_release_differs_in_nothing_from_itself(line: Line) -> None:
     assert not answer.configuration
 
 
-async def test_a_comparison_that_makes_no_sense_is_refused(line: Line, builds: Builds) -> None:
+async def test_a_comparison_that_makes_no_sense_is_refused(
+    line: Line, builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line.release(1)
     line.release(2)
     stub = ReleaseServiceStub(line.plane.admin("viewer").channel)
@@ -389,8 +392,9 @@ async def test_a_comparison_that_makes_no_sense_is_refused(line: Line, builds: B
             await stub.CompareReleases(release_pb2.CompareReleasesRequest(base=base, target=target))
         assert caught.value.reason is reason
     builds.go.clear()
+    monkeypatch.setattr(deltas, "ANSWER_S", 28.0)  # however slow this machine is, the answer has its way back
     request = release_pb2.CompareReleasesRequest(base="students/faq/releases/1", target="students/faq/releases/2")
     with pytest.raises(EbbflowError) as caught:
-        await stub.CompareReleases(request, timeout=4.0)
+        await stub.CompareReleases(request, timeout=30.0)
     assert caught.value.reason is Reason.DEADLINE_EXCEEDED
     assert "ask again" in str(caught.value)

@@ -153,11 +153,11 @@ class Wire:
         self._up.put_nowait(agent_pb2.ConnectRequest(heartbeat=agent_pb2.Heartbeat(telemetry=telemetry)))
 
     async def welcome(self) -> agent_pb2.ConnectResponse:
-        return await asyncio.wait_for(anext(aiter(self.answers)), 5)
+        return await asyncio.wait_for(anext(aiter(self.answers)), 60)
 
     async def end(self) -> Reason | None:
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 async for _ in self.answers:
                     pass
         except EbbflowError as error:
@@ -166,7 +166,7 @@ class Wire:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the registry has no event to wait for
             await asyncio.sleep(0.02)
 
@@ -270,8 +270,8 @@ async def test_two_processes_on_two_replicas_are_quarantined_too(plane: Plane) -
 async def test_a_drain_ends_lines_without_an_error_and_takes_no_grace(plane: Plane) -> None:
     wire = Wire(plane, plane.agent("kiosk-7"), str(uuid.uuid4()))
     await wire.welcome()
-    async with asyncio.timeout(5):
-        await plane.bound.stop(plane.hub, grace_s=30.0)
+    async with asyncio.timeout(60):
+        await plane.bound.stop(plane.hub, grace_s=300.0)
     assert await wire.end() is None
 
 

@@ -95,7 +95,7 @@ async def test_a_heartbeat_brings_a_deferral_that_was_lost(plane: Plane) -> None
 
     call = AgentServiceStub(fleet.agents[0].channel).Connect(line())
     expected = waits.resume_time.ToDatetime(dt.UTC)
-    for _ in range(200):
+    for _ in range(1200):
         if device(plane, made.name).assign_time == expected:
             break
         await asyncio.sleep(0.05)

@@ -231,7 +231,7 @@ async def test_a_watch_tells_of_every_change_and_of_nothing_else(plane: Plane) -
     answers = aiter(fleet.rollouts.WatchRollout(pb.WatchRolloutRequest(name=made.name)))
 
     async def news() -> pb.Rollout:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             found: pb.Rollout = (await anext(answers)).rollout
         return found
 

@@ -221,12 +221,12 @@ def test_a_job_that_was_cancelled_is_let_go_and_its_folder_swept(
     add_student(sqlite_registry, blobs, str(teacher))
     queue(sqlite_registry, recipe={"steps": 100_000})
     worker = worker_of(sqlite_registry, blobs, tmp_path, lease_s=1.2, checkpoint_interval_s=0.0)
-    thread = threading.Thread(target=worker.run_once)
+    thread = threading.Thread(target=worker.run_once, daemon=True)
     thread.start()
     _until(lambda: job_of(sqlite_registry).step > 0)
     with sqlite_registry.transaction() as session:
         session.execute(sa.update(Distillation).values(state=DistillationState.CANCELLED))
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive()
     assert job_of(sqlite_registry).state is DistillationState.CANCELLED
     assert (tmp_path / "work" / "one").exists()
@@ -246,12 +246,12 @@ def test_progress_reaches_the_registry(
         with pytest.raises(Stopping):
             worker.run_once()
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     _until(lambda: job_of(sqlite_registry).step > 0)
     job = job_of(sqlite_registry)
     stop.set()
-    thread.join(20)
+    thread.join(120)
     assert job.loss > 0
     assert job.tokens_per_second > 0
     assert job.eta_time is not None
@@ -384,13 +384,14 @@ def test_a_lease_that_another_worker_took_over_stops_the_training(
 ) -> None:
     add_student(sqlite_registry, blobs, str(teacher))
     queue(sqlite_registry, recipe={"steps": 100_000})
-    thread = threading.Thread(target=worker_of(sqlite_registry, blobs, tmp_path, lease_s=1.2).run_once)
+    worker = worker_of(sqlite_registry, blobs, tmp_path, lease_s=1.2)
+    thread = threading.Thread(target=worker.run_once, daemon=True)
     thread.start()
     _until(lambda: job_of(sqlite_registry).step > 0)
     with sqlite_registry.transaction() as session:
         session.execute(sa.update(Distillation).values(leased_until=clock.now() - dt.timedelta(seconds=1)))
         assert jobs.claim(session, "thief", clock.now(), dt.timedelta(hours=1)) is not None
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive()
     job = job_of(sqlite_registry)
     assert (job.state, job.leased_by) == (DistillationState.RUNNING, "thief")
@@ -417,17 +418,17 @@ def test_a_worker_process_that_is_killed_is_followed_by_another_with_the_same_re
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as first:
         try:
-            _until(lambda: job_of(sqlite_registry, "killed").step > 10, 60)
+            _until(lambda: job_of(sqlite_registry, "killed").step > 10)
         finally:
             first.kill()
     assert 0 < job_of(sqlite_registry, "killed").step < 400
     queue(sqlite_registry, "whole", recipe=recipe)
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as second:
         try:
-            _until(lambda: is_proposed(sqlite_registry, 1), 90)
-            _until(lambda: job_of(sqlite_registry, "whole").state is DistillationState.SUCCEEDED, 90)
+            _until(lambda: is_proposed(sqlite_registry, 1))
+            _until(lambda: job_of(sqlite_registry, "whole").state is DistillationState.SUCCEEDED)
             second.terminate()
-            assert second.wait(20) == 0
+            assert second.wait(60) == 0
         finally:
             second.kill()
     killed, whole = job_of(sqlite_registry, "killed"), job_of(sqlite_registry, "whole")
@@ -436,10 +437,30 @@ def test_a_worker_process_that_is_killed_is_followed_by_another_with_the_same_re
     assert sha256_of(releases[0], "bf16") == sha256_of(releases[1], "bf16")
 
 
-def _until(condition: Callable[[], bool], limit_s: float = 30.0) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("registry_url", ["postgresql"], indirect=True)  # SQLite has a name for what is provoked here
+def test_a_worker_process_whose_proposer_fails_ends_with_an_error(
+    registry: Registry, registry_url: str, tmp_path: Path
+) -> None:
+    keys.create(tmp_path / "keys")
+    with registry.transaction() as session:
+        repository.initialise(session, tmp_path / "keys", clock.now())
+        (tmp_path / "trust").mkdir()
+        write_atomic(tmp_path / "trust" / "root.json", repository.trust_root(session))
+        session.execute(sa.text("DROP TABLE trust_metadata"))  # which the proposer reads, and distilling does not
+    command = [sys.executable, "-m", "ebbflow.cli.main", "cloud", "work", "--home", str(tmp_path)]
+    settings = {"EBBFLOW_REGISTRY_URL": registry_url, "EBBFLOW_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 1
+    assert "the proposer ends this process: unhandled ProgrammingError" in ended.stderr
+
+
+def _until(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
     end = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, f"it did not happen within {limit_s:.0f} s"
         time.sleep(0.02)
 
 

@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.blobs.base import BlobStore
-from ebbflow.cloud.feedback.round_rows import plan_of
-from ebbflow.cloud.registry.tables import FeedbackBatch, Release, Round
+from ebbflow.cloud.registry.tables import Release
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy import adapters
 from ebbflow.common.privacy.calibration import calibrate, variance_of
-from ebbflow.common.privacy.vector import layout_of
 from ebbflow.common.student.config import StudentConfig
 from ebbflow.common.trust.manifest import Manifest
 
@@ -241,22 +238,17 @@ def is_informative(signal_to_noise: float, dimension: int) -> bool:
     return signal_to_noise**2 > 1 + SIGNIFICANT * math.sqrt(2 / dimension)
 
 
-def aggregate_updates(
-    session: Session, blobs: BlobStore, round_: Round, left_out: Collection[str] = ()
-) -> round_pb2.Aggregate:
-    """Averages the updates of a round and stores the average as a blob.
+def aggregate_updates(plan: pb.RoundPlan, average: Average, blobs: BlobStore) -> round_pb2.Aggregate:
+    """Stores the average of a round's updates as a blob, and says what it is worth.
 
     Args:
-        session: where the batches are.
-        blobs: where their bytes are, and where the average goes.
-        round_: a round whose plan asks for adapter updates.
-        left_out: ids of agents whose noise is too small over many rounds.
+        plan: the round's plan.
+        average: from `updates.average_rows`.
+        blobs: where it goes.
 
     Raises:
-        EbbflowError: FILE_CORRUPT or BLOB_NOT_FOUND if a batch is not there any more, DISK_FULL.
+        EbbflowError: DISK_FULL.
     """
-    plan = plan_of(round_)
-    average = average_of(plan, _Stored(session, blobs, round_.id, plan, left_out))
     blob = blobs.put([average.values.astype("<f4").tobytes()])
     return round_pb2.Aggregate(
         noise_std=math.sqrt(average.agents * variance_of(plan.mechanism)),
@@ -271,29 +263,6 @@ def aggregate_updates(
             norm=float(np.linalg.norm(average.values)),
         ),
     )
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The updates of a round, read anew each time that they are iterated: all together may be larger than memory."""
-
-    session: Session
-    blobs: BlobStore
-    round_id: str
-    plan: pb.RoundPlan
-    left_out: Collection[str]
-
-    def __iter__(self) -> Iterator[Update]:
-        query = (
-            sa.select(FeedbackBatch.agent_id, FeedbackBatch.base_release, FeedbackBatch.payload_sha256)
-            .where(FeedbackBatch.round_id == self.round_id, FeedbackBatch.payload_sha256 != "")
-            .order_by(FeedbackBatch.agent_id)
-        )
-        layout = layout_of(self.plan)
-        for agent_id, base_release, sha256 in self.session.execute(query).all():
-            if agent_id not in self.left_out:
-                batch = pb.FeedbackBatch.FromString(self.blobs.read(sha256))
-                yield Update(agent_id, base_release, np.array(layout.adapter_cells(batch.noisy), np.int64))
 
 
 def check_usable(aggregate: round_pb2.Aggregate) -> None:

@@ -5,6 +5,7 @@ import datetime as dt
 import sqlalchemy as sa
 
 from ebbflow.cloud.blobs.base import BlobStore
+from ebbflow.cloud.feedback import turns
 from ebbflow.cloud.feedback.round_rows import plan_of
 from ebbflow.cloud.registry.engine import Registry
 from ebbflow.cloud.registry.tables import FeedbackBatch, Round, RoundState
@@ -16,7 +17,8 @@ _FORGOTTEN = b""  # signature of a batch whose values are gone
 def forget(registry: Registry, blobs: BlobStore, now: dt.datetime) -> list[str]:
     """Empties the batches of closed rounds that are beyond their retention; returns the ids of these rounds.
 
-    A batch's row stays with its hash, so that the same bytes are still known for a repetition.
+    A batch's row stays with its hash, so that the same bytes are still known for a repetition. A round whose batches
+    cannot be forgotten is logged and has its turn again in the next call; it keeps no other.
 
     Args:
         registry: where the batches are.
@@ -26,10 +28,15 @@ def forget(registry: Registry, blobs: BlobStore, now: dt.datetime) -> list[str]:
     remembered = sa.exists().where(FeedbackBatch.round_id == Round.id, FeedbackBatch.signature != _FORGOTTEN)
     query = sa.select(Round).where(Round.state == RoundState.CLOSED, Round.end_time <= now - dt.timedelta(days=1))
     with registry.reading() as session:
-        due = [row.id for row in session.scalars(query.where(remembered)) if _is_over(row, now)]
-    for round_id in due:
-        _forget(registry, blobs, round_id)
-    return due
+        rows = {row.id: row for row in session.scalars(query.where(remembered))}
+
+    def act(round_id: str) -> bool:
+        due = _is_over(rows[round_id], now)
+        if due:
+            _forget(registry, blobs, round_id)
+        return due
+
+    return turns.each("forgetting the batches of", rows, act)
 
 
 def _is_over(row: Round, now: dt.datetime) -> bool:

@@ -1,9 +1,11 @@
 """Opens and closes rounds."""
 
+import contextlib
 import datetime as dt
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from google.protobuf import json_format
@@ -12,8 +14,8 @@ from sqlalchemy.orm import Session
 from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.api.v1 import round_pb2
 from ebbflow.cloud.blobs.base import BlobStore
-from ebbflow.cloud.feedback import cohort, policies
-from ebbflow.cloud.feedback.adapters import aggregate_updates
+from ebbflow.cloud.feedback import cohort, policies, turns, updates
+from ebbflow.cloud.feedback.adapters import Average, aggregate_updates
 from ebbflow.cloud.feedback.aggregate import aggregate, pool
 from ebbflow.cloud.feedback.plans import DEFAULT_MAX_USERS, DEFAULT_NEAR_MICRO, PlanSigner, Timing, make_plan
 from ebbflow.cloud.feedback.round_rows import aggregate_of, find, plan_of
@@ -37,6 +39,8 @@ from ebbflow.common.privacy.windows import window_end, window_start
 
 DEFAULT_DURATION = dt.timedelta(days=1)
 DEFAULT_LOOKBACK = dt.timedelta(days=7)
+DRAFTS = 3
+"""How often a round is worked out before it is closed, if updates still come; then while it is, and they wait."""
 
 AdapterMaker = Callable[[pb.PrivacyPolicy, Sequence[cohort.Member]], pb.AdapterPlan]
 """Makes the plan of a round of adapter updates for a policy and a cohort, or refuses: too few agents for a signal."""
@@ -180,23 +184,78 @@ def _record(
     return round_
 
 
-def close_round(
-    session: Session, round_id: str, blobs: BlobStore | None = None, suspects: Collection[str] | None = None
-) -> Round:
+class StaleDraftError(Exception):
+    """Updates came or went since a draft was made of them: it says something else than the round would."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is found about a round before the transaction that closes it, because it takes longer than one should."""
+
+    suspects: frozenset[str] = frozenset()
+    """Agents to leave out: their noise over many rounds is too small."""
+    plan: pb.RoundPlan | None = None
+    """Of a round of adapter updates."""
+    rows: tuple[updates.Row, ...] = ()
+    """All the updates that it had."""
+    average: Average | None = None
+    """Of those whose agents are no suspects; None if nobody has worked it out yet."""
+
+
+def look(session: Session, round_id: str) -> Draft:
+    """Says what a round has, to be asked in a reading transaction; nothing if there is none, or it is closed.
+
+    A batch of votes that comes between this and `close_round` is added up too, and looked at in the next round.
+    """
+    round_ = session.get(Round, round_id)
+    if round_ is None or round_.state is not RoundState.OPEN:
+        return Draft()
+    plan = plan_of(round_)
+    if not plan.HasField("adapter"):
+        return Draft(frozenset(under_noised(session, round_)))
+    # First: then every agent whose row is in the draft is looked at, and any later row makes the draft stale.
+    rows = updates.rows_of(session, round_id)
+    return Draft(frozenset(under_noised(session, round_)), plan, rows)
+
+
+def work_out(draft: Draft, blobs: BlobStore | None) -> Draft:
+    """Averages the updates of a draft; one of votes, which are added up as the round closes, stays as it is.
+
+    To be called outside any transaction: with a thousand large updates it takes many seconds.
+
+    Raises:
+        EbbflowError: what `updates.average_rows` raises.
+    """
+    return draft if draft.plan is None else replace(draft, average=_average(draft, draft.plan, blobs))
+
+
+def _average(draft: Draft, plan: pb.RoundPlan, blobs: BlobStore | None) -> Average:
+    rows = [row for row in draft.rows if row.agent_id not in draft.suspects]
+    return updates.average_rows(plan, rows, _needed(blobs))
+
+
+def _needed(blobs: BlobStore | None) -> BlobStore:
+    if blobs is None:
+        raise ValueError("adapter updates need a blob store")
+    return blobs
+
+
+def close_round(session: Session, round_id: str, blobs: BlobStore | None = None, draft: Draft | None = None) -> Round:
     """Takes no more batches and aggregates those that were kept. A round that is closed stays as it is.
 
     Args:
         session: a writing transaction.
         round_id: which.
         blobs: where adapter updates are and their average goes; votes need none.
-        suspects: agents to leave out, from `find_suspects`, which takes longer than a transaction should; None asks it.
+        draft: what `look` found and `work_out` completed. What it lacks is worked out here, while others wait.
 
     Raises:
-        EbbflowError: ROUND_NOT_FOUND.
+        StaleDraftError: the round is open and has other updates than those of the draft's average.
+        EbbflowError: ROUND_NOT_FOUND; for adapter updates DISK_FULL and what `work_out` raises.
     """
     round_ = find(session, round_id, for_update=True)
     if round_.state == RoundState.OPEN:
-        found = under_noised(session, round_) if suspects is None else suspects
+        found = look(session, round_id) if draft is None else draft
         round_.aggregate = json_format.MessageToDict(_aggregate(session, round_, blobs, found))
         round_.state = RoundState.CLOSED
         changes.bump(session, "plan")
@@ -204,29 +263,19 @@ def close_round(
     return round_
 
 
-def find_suspects(session: Session, round_id: str) -> set[str]:
-    """Returns the agents whose batches a round should not add up; empty if there is no such round, or it is closed.
-
-    To be asked in a reading transaction before `close_round`. A batch that comes in between is looked at in the next
-    round.
-    """
-    round_ = session.get(Round, round_id)
-    return under_noised(session, round_) if round_ is not None and round_.state is RoundState.OPEN else set()
-
-
-def _aggregate(
-    session: Session, round_: Round, blobs: BlobStore | None, suspects: Collection[str]
-) -> round_pb2.Aggregate:
+def _aggregate(session: Session, round_: Round, blobs: BlobStore | None, draft: Draft) -> round_pb2.Aggregate:
     plan = plan_of(round_)
     if plan.HasField("adapter"):
-        if blobs is None:
-            raise ValueError("adapter updates need a blob store")
-        result = aggregate_updates(session, blobs, round_, suspects)
+        rows = updates.rows_of(session, round_.id)
+        if draft.average is not None and rows != draft.rows:
+            raise StaleDraftError
+        average = draft.average or _average(replace(draft, rows=rows), plan, blobs)
+        result = aggregate_updates(plan, average, _needed(blobs))
     else:
         query = sa.select(FeedbackBatch.agent_id, FeedbackBatch.noisy).where(FeedbackBatch.round_id == round_.id)
-        rows = session.execute(query.execution_options(yield_per=500))
-        result = aggregate(plan, (noisy for agent_id, noisy in rows if agent_id not in suspects))
-    result.under_noised_agents.extend(names.make("agents", agent_id) for agent_id in sorted(suspects))
+        batches = session.execute(query.execution_options(yield_per=500))
+        result = aggregate(plan, (noisy for agent_id, noisy in batches if agent_id not in draft.suspects))
+    result.under_noised_agents.extend(names.make("agents", agent_id) for agent_id in sorted(draft.suspects))
     return result
 
 
@@ -237,13 +286,25 @@ def overdue(session: Session, now: dt.datetime) -> list[str]:
 
 
 def close_overdue(registry: Registry, now: dt.datetime, blobs: BlobStore | None = None) -> list[str]:
-    """Closes the rounds whose time is over, each in a transaction of its own; returns their ids."""
+    """Closes the rounds whose time is over, each in a transaction of its own; returns their ids.
+
+    One that cannot be closed is logged and stays open until the next call; the others close all the same.
+    """
     with registry.reading() as session:
-        due = {round_id: find_suspects(session, round_id) for round_id in overdue(session, now)}
-    for round_id, suspects in due.items():
-        with registry.transaction() as session:
-            close_round(session, round_id, blobs, suspects)
-    return list(due)
+        due = overdue(session, now)
+    return turns.each("closing", due, lambda round_id: _close(registry, round_id, blobs))
+
+
+def _close(registry: Registry, round_id: str, blobs: BlobStore | None) -> bool:
+    for ahead in (*[True] * DRAFTS, False):
+        with registry.reading() as session:
+            draft = look(session, round_id)
+        if ahead:
+            draft = work_out(draft, blobs)
+        with contextlib.suppress(StaleDraftError), registry.transaction() as session:
+            close_round(session, round_id, blobs, draft)
+            break
+    return True
 
 
 def waiting_for(session: Session, agent_id: str, now: dt.datetime) -> list[str]:

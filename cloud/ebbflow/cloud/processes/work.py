@@ -5,7 +5,9 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from securesystemslib.signer import Signer
@@ -45,18 +47,12 @@ def run(settings: CloudSettings) -> None:
         checkpoint_interval_s=settings.checkpoint_interval_s,
         stopping=stop.is_set,
     )
-    # In a thread of its own, so that a release need not wait for the next distillation to end.
-    proposer = threading.Thread(
-        target=repeat,
-        args=(stop, settings.tick_interval_s, lambda: propose(registry, signer, anchor.trusted)),
-        name="proposer",
-    )
-    proposer.start()
+    interval_s = settings.tick_interval_s
     try:
-        repeat(stop, settings.tick_interval_s, lambda: work(worker, stop))
+        # In a thread of its own, so that a release need not wait for the next distillation to end.
+        with beside(stop, "proposer", interval_s, lambda: propose(registry, signer, anchor.trusted)):
+            repeat(stop, interval_s, lambda: work(worker, stop))
     finally:
-        stop.set()
-        proposer.join()
         registry.close()
 
 
@@ -86,6 +82,37 @@ def repeat(stop: threading.Event, interval_s: float, step: Callable[[], None]) -
         except EbbflowError as error:
             _log.warning("%s: %s", error.reason.name, error)
         stop.wait(interval_s)
+
+
+@contextmanager
+def beside(stop: threading.Event, name: str, interval_s: float, step: Callable[[], None]) -> Iterator[None]:
+    """Repeats a step in a thread while the block runs; that one of the two ends sets `stop`, and so ends the other.
+
+    Raises:
+        Exception: what the step failed with that has no name, once the block has ended too. Half a process would look
+            alive to its supervisor, which starts again only what has ended.
+    """
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            repeat(stop, interval_s, step)
+        except Exception as error:  # noqa: BLE001 - raised below, where it ends the process
+            frames = "".join(traceback.format_tb(error.__traceback__))  # not its text, which may hold SQL parameters
+            _log.error("the %s ends this process: unhandled %s\n%s", name, type(error).__name__, frames)
+            failures.append(error)
+        finally:
+            stop.set()
+
+    thread = threading.Thread(target=run, name=name)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    for error in failures:
+        raise error
 
 
 def stop_on_signals() -> threading.Event:

@@ -1,9 +1,10 @@
 """Opens the registry and hands out transactions, alike on SQLite and PostgreSQL."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
@@ -12,6 +13,30 @@ from ebbflow.cloud.registry import schema
 from ebbflow.common.errors import EbbflowError, Reason
 
 BUSY_TIMEOUT_MS = 10_000
+
+LOCK_TIMEOUT_S: Final = 10
+"""As long as on SQLite: so long a transaction waits for another one's row or lock on PostgreSQL."""
+IDLE_TIMEOUT_S: Final = 600
+"""After so long between two statements PostgreSQL ends a transaction, as that of a replica that froze.
+
+Training, evaluating and coding run outside of transactions. What is done within one, between two statements, is to sign
+(an HSM or a cloud's service: seconds), to average the adapter updates of a round that closes (a thousand large
+ones take many seconds), and to delete blobs: a bucket that is out of reach lets one operation last for over 4 minutes
+(4 tries of 65 s), and 10 minutes are enough to forget over 10,000 updates at 50 ms each.
+"""
+_NETWORK: Final = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # ms
+}
+"""Tells within about a minute that the server's machine is gone, in place of two hours."""
+_LOCKED: Final = "55P03"
+_READ_ONLY: Final = "25006"
+_PASSING: Final = frozenset({_READ_ONLY, "25P03", "25P04"})
+"""Of the failures that psycopg calls internal, those that pass: a server in read-only mode, as after a failover, and
+transactions that it ended because they, or the wait within them, lasted for too long."""
 
 
 class Registry:
@@ -88,12 +113,23 @@ def create_engine(url: str) -> sa.Engine:
         return engine
     if parsed.get_backend_name() == "postgresql":
         try:
-            return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            driver = parsed.set(drivername="postgresql+psycopg")
+            return sa.create_engine(driver, pool_pre_ping=True, connect_args=_postgresql_arguments(parsed))
         except ModuleNotFoundError as error:
             message = "PostgreSQL needs the extra `postgres`: pip install 'ebbflow[postgres]'"
             raise EbbflowError(Reason.EXTRA_MISSING, message) from error
     message = f"registry_url must begin with sqlite: or postgresql:, not {parsed.get_backend_name()}:"
     raise EbbflowError(Reason.CONFIG_INVALID, message)
+
+
+def _postgresql_arguments(url: sa.URL) -> dict[str, str | int]:
+    """Limits every wait; what the URL or libpq's environment says goes before."""
+    said = set(url.query) | ({"connect_timeout"} if "PGCONNECT_TIMEOUT" in os.environ else set())
+    options = url.query.get("options", os.environ.get("PGOPTIONS", ""))
+    theirs = options if isinstance(options, str) else " ".join(options)
+    ours = f"-c lock_timeout={LOCK_TIMEOUT_S}s -c idle_in_transaction_session_timeout={IDLE_TIMEOUT_S}s"
+    # Of two that set the same the server takes the last.
+    return {name: value for name, value in _NETWORK.items() if name not in said} | {"options": f"{ours} {theirs}"}
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -115,11 +151,26 @@ def _named_failures(engine: sa.Engine) -> Iterator[None]:
     except sa.exc.OperationalError as error:
         if "disk is full" in str(error.orig) or "No space left" in str(error.orig):
             raise EbbflowError(Reason.DISK_FULL, "the registry's disk is full") from error
-        where = engine.url.render_as_string(hide_password=True)
-        raise EbbflowError(Reason.DATABASE_UNAVAILABLE, f"the registry at {where} does not answer") from error
+        raise _unavailable(engine, error) from error
     except sa.exc.DatabaseError as error:
         if isinstance(error.orig, sqlite3.DatabaseError) and "malformed" in str(error.orig):
             raise EbbflowError(Reason.FILE_CORRUPT, f"the registry {engine.url.database} is damaged") from error
         if isinstance(error.orig, sqlite3.DatabaseError) and "not a database" in str(error.orig):
             raise EbbflowError(Reason.FILE_CORRUPT, f"{engine.url.database} is not a database") from error
+        if error.connection_invalidated or _sqlstate(error) in _PASSING:
+            engine.dispose()  # else connections to what was the primary would answer, read-only, for ever
+            raise _unavailable(engine, error) from error
         raise
+
+
+def _unavailable(engine: sa.Engine, error: sa.exc.DBAPIError) -> EbbflowError:
+    where = f"the registry at {engine.url.render_as_string(hide_password=True)}"
+    message = {
+        _LOCKED: f"another process holds for too long what is needed of {where}",
+        _READ_ONLY: f"{where} is read-only now",
+    }.get(_sqlstate(error), f"{where} does not answer")
+    return EbbflowError(Reason.DATABASE_UNAVAILABLE, message)
+
+
+def _sqlstate(error: sa.exc.DBAPIError) -> str:
+    return getattr(error.orig, "sqlstate", None) or ""

@@ -15,6 +15,16 @@ from sqlalchemy.orm import Session
 from ebbflow.cloud.registry.tables import Distillation, DistillationState, Population, PopulationState
 from ebbflow.common.errors import EbbflowError, Reason
 
+LONGEST_LEASE = dt.timedelta(days=1)
+"""No lease in use ends later than this, or than twice the asking worker's own where that is more.
+
+Workers renew every few seconds a lease of one minute, unless the setting `lease_s` says otherwise. One that ends later
+was written by a clock that ran ahead, or the asking one is behind; without a limit nobody would take the job over until
+that far time, though its worker has died. A day is beyond every sensible `lease_s` and every wrong time zone, and twice
+the own lease lets alone those of workers whose `lease_s` is longer still. If the holder lives after all, the attempt
+number fences it like any other whose job was taken over: work is done twice, and nothing is written twice.
+"""
+
 Job = TypeVar("Job", Distillation, Population)
 
 
@@ -37,7 +47,7 @@ class Queue(Generic[Job]):
     def claim(
         self, session: Session, worker: str, now: dt.datetime, lease: dt.timedelta, **values: object
     ) -> Job | None:
-        """Takes the oldest job that is queued or whose lease has run out; None if there is none.
+        """Takes the oldest job that is queued or whose lease has run out, or cannot be right; None if there is none.
 
         Args:
             session: a writing transaction.
@@ -47,7 +57,8 @@ class Queue(Generic[Job]):
             values: of other columns, written with the lease.
         """
         table, keys = self.table, sa.inspect(self.table).primary_key
-        abandoned = sa.and_(table.state == self.states.RUNNING, table.leased_until < now)
+        over = sa.or_(table.leased_until < now, table.leased_until > now + max(LONGEST_LEASE, 2 * lease))
+        abandoned = sa.and_(table.state == self.states.RUNNING, over)
         pick = (
             sa.select(*keys)
             .where(sa.or_(table.state == self.states.QUEUED, abandoned))

@@ -11,6 +11,8 @@ from alembic.script import ScriptDirectory
 from ebbflow.common.errors import EbbflowError, Reason
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+UPGRADING = 0x0EBBF10
+"""The advisory lock of whoever upgrades."""
 
 
 def config(connection: sa.Connection | None = None) -> Config:
@@ -62,6 +64,9 @@ def upgrade(engine: sa.Engine) -> str:
 
     with _named_failures(engine), engine.begin() as connection:
         if connection.dialect.name == "postgresql":
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x0EBBF10)))
+            # Somebody watches, and a large table may take its time: the limits of serving are not for this.
+            for limit in ("lock_timeout", "idle_in_transaction_session_timeout"):
+                connection.exec_driver_sql(f"SET LOCAL {limit} = 0")
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(UPGRADING)))
         command.upgrade(config(connection), "head")
     return newest()

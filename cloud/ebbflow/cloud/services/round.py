@@ -1,7 +1,10 @@
 """RoundService: collections of feedback, carried out by `ebbflow.cloud.feedback`."""
 
+import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import grpc
@@ -99,15 +102,29 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
 
     async def CloseRound(self, request: pb.CloseRoundRequest, context: Context) -> pb.CloseRoundResponse:
         """Refuses further batches and aggregates those that came."""
-        cloud, id_ = self._cloud, names.parse(request.name, "rounds")
-        suspects = await cloud.read(lambda session: feedback.find_suspects(session, id_))
+        id_ = names.parse(request.name, "rounds")
+        # What was begun ends even if the caller goes away, who may not wait as long as many large updates take.
+        return pb.CloseRoundResponse(round=await asyncio.shield(self._close(id_)))
+
+    async def _close(self, id_: str) -> pb.Round:
+        for _ in range(feedback.DRAFTS):
+            with contextlib.suppress(feedback.StaleDraftError):
+                return await self._close_once(id_, ahead=True)
+        return await self._close_once(id_, ahead=False)
+
+    async def _close_once(self, id_: str, *, ahead: bool) -> pb.Round:
+        """Closes a round, and works out ahead of the transaction what it says, or else in it."""
+        cloud = self._cloud
+        draft = await cloud.read(lambda session: feedback.look(session, id_))
+        if ahead:
+            draft = await cloud.in_thread(cloud.files, partial(feedback.work_out, draft, cloud.blobs))
 
         def work(session: Session, _: dt.datetime) -> pb.Round:
-            return _message(session, feedback.close_round(session, id_, cloud.blobs, suspects))
+            return _message(session, feedback.close_round(session, id_, cloud.blobs, draft))
 
         answer = await cloud.change(work)
         self._hub.nudge()
-        return pb.CloseRoundResponse(round=answer)
+        return answer
 
     async def GetRound(self, request: pb.GetRoundRequest, context: Context) -> pb.GetRoundResponse:
         """Returns one."""
