@@ -146,7 +146,9 @@ ACTS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(ACTS, st.sampled_from(Consent))
 def test_nobody_votes_who_may_not(
     tmp_path_factory: pytest.TempPathFactory,

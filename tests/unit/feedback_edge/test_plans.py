@@ -226,7 +226,7 @@ LIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @example({"sigma_squared_numerator": 1, "honest_cost": True})
 @example({"honest_cost": False, "cap": 3})
 @example({"honest_cost": True, "rounds_per_window": 1})

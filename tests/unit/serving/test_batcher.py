@@ -29,7 +29,7 @@ def ask(batcher: Batcher, events: list[Event], tokens: int = 5, timeout_s: float
     return sequence
 
 
-def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
+def until(condition: Callable[[], object], limit_s: float = 60.0) -> None:
     deadline_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen in time"
@@ -43,7 +43,7 @@ def test_what_runs_between_steps_has_the_engine_on_its_own_thread(
     batcher, events = hub.batcher(""), list[Event]()
     ask(batcher, events, 400)
     until(lambda: events)
-    seen = batcher.between_steps(lambda engine: (engine, threading.current_thread().name)).result(5)
+    seen = batcher.between_steps(lambda engine: (engine, threading.current_thread().name)).result(60)
     assert seen == (one.engine, "engine students/faq")
     assert not isinstance(events[-1], Finished), "the answer was under way"
 
@@ -51,7 +51,7 @@ def test_what_runs_between_steps_has_the_engine_on_its_own_thread(
         raise EbbflowError(Reason.OUT_OF_MEMORY, "too much")
 
     with pytest.raises(EbbflowError):
-        batcher.between_steps(fail).result(5)
+        batcher.between_steps(fail).result(60)
     before = len(events)
     until(lambda: len(events) > before)
 
@@ -59,12 +59,12 @@ def test_what_runs_between_steps_has_the_engine_on_its_own_thread(
 def test_a_cancelled_action_does_not_run(hub: Hub, model: Make) -> None:
     hub.swap(model())
     batcher, gate, ran = hub.batcher(""), threading.Event(), list[int]()
-    blocking = batcher.between_steps(lambda _: gate.wait(5))
+    blocking = batcher.between_steps(lambda _: gate.wait(60))
     until(blocking.running)
     waiting = batcher.between_steps(lambda _: ran.append(1))
     assert waiting.cancel()
     gate.set()
-    batcher.between_steps(lambda _: None).result(5)
+    batcher.between_steps(lambda _: None).result(60)
     assert not ran
 
 
@@ -82,7 +82,7 @@ def test_a_held_engine_is_free_and_everyone_is_answered_afterwards(
         time.sleep(0.05)
         assert (batcher.load().running, batcher.load().queued) == (0, 1)
         assert not waiting
-        assert batcher.between_steps(lambda engine: engine.memory().cache_used_bytes).result(5) == 0
+        assert batcher.between_steps(lambda engine: engine.memory().cache_used_bytes).result(60) == 0
     until(lambda: waiting and isinstance(waiting[-1], Finished))
 
 
@@ -126,7 +126,7 @@ def test_a_stop_ends_a_hold_that_waits(hub: Hub, model: Make, slow: Callable[[Mo
     holding = threading.Thread(target=hold)
     holding.start()
     hub.stop()
-    holding.join(5)
+    holding.join(60)
     assert reasons == [Reason.AGENT_STOPPING]
 
 
@@ -135,7 +135,7 @@ def test_who_waits_for_a_held_engine_hears_of_its_deadline(hub: Hub, model: Make
     batcher, events = hub.batcher(""), list[Event]()
     with hub.hold("faq"):
         ask(batcher, events, timeout_s=0.05)
-        until(lambda: events, limit_s=2)
+        until(lambda: events)
     assert isinstance(events[0], Failed)
     assert events[0].error.reason is Reason.DEADLINE_EXCEEDED
 
@@ -165,7 +165,7 @@ def test_load_and_meters_tell_what_happened(model: Make, slow: Callable[[Model],
     batcher, events = hub.batcher(""), [list[Event]() for _ in range(5)]
     idle = batcher.load()
     assert (idle.running, idle.queued, idle.queued_tokens, idle.step_s, idle.first_token_s) == (0, 0, 0, 0.0, None)
-    sequences = [ask(batcher, each, 20) for each in events]
+    sequences = [ask(batcher, each, 60) for each in events]
     until(lambda: batcher.load().running == 2)
     busy = batcher.load()
     assert busy.queued == 3
@@ -173,7 +173,7 @@ def test_load_and_meters_tell_what_happened(model: Make, slow: Callable[[Model],
     until(lambda: all(each and isinstance(each[-1], Finished) for each in events))
     until(lambda: not batcher.load().running)
     load, heard = batcher.load(), meters["students/faq"]
-    assert 0.01 <= load.step_s < 1
+    assert 0.01 <= load.step_s < 5  # seconds, and not milliseconds
     assert load.first_token_s is not None
     assert max(heard.first_s) == pytest.approx(load.first_token_s)
     answered = sum(each[-1].completion_tokens for each in events if isinstance(each[-1], Finished))

@@ -91,7 +91,7 @@ async def test_one_that_is_refused_refuses_all(client: openai.AsyncOpenAI, hub: 
     with pytest.raises(openai.BadRequestError) as caught:
         await client.completions.create(model="faq", prompt=["short", "日本語" * 400], max_tokens=400)
     assert caught.value.code == "context_length_exceeded"
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while hub.batcher("").load().running:
         assert time.monotonic() < deadline_s, "the others are cancelled"
         await asyncio.sleep(0.01)

@@ -87,13 +87,13 @@ async def test_answers_go_on_between_texts(
 ) -> None:
     begun: list[int] = []
     hub.swap(slow_embedding(slow(model()), 0.02, begun))
-    embedding = asyncio.create_task(client.embeddings.create(model="faq", input=["a"] * 40))
+    embedding = asyncio.create_task(client.embeddings.create(model="faq", input=["a"] * 100))
     while not begun:  # noqa: ASYNC110 - another thread fills it
         await asyncio.sleep(0.01)
     done = await client.completions.create(model="faq", prompt="Use", max_tokens=10, temperature=1, seed=1)
     assert done.choices[0].finish_reason
-    assert len(begun) < 40, "the answer did not wait for all texts"
-    assert len((await embedding).data) == 40
+    assert len(begun) < 100, "the answer did not wait for all texts"
+    assert len((await embedding).data) == 100
 
 
 async def test_a_client_that_goes_away_ends_its_embedding(server: HttpServer, hub: Hub, model: Make) -> None:
@@ -105,10 +105,11 @@ async def test_a_client_that_goes_away_ends_its_embedding(server: HttpServer, hu
             await asyncio.sleep(0.01)
         ask.cancel()
         await asyncio.gather(ask, return_exceptions=True)
-    await asyncio.sleep(0.2)
-    so_far = len(begun)
-    await asyncio.sleep(0.2)
-    assert len(begun) == so_far < 100
+    so_far = 0
+    while len(begun) > so_far:
+        so_far = len(begun)
+        await asyncio.sleep(0.2)
+    assert so_far < 400, "it did not go on to the end"
 
 
 async def test_it_ends_when_its_time_is_over(client: openai.AsyncOpenAI, hub: Hub, model: Make) -> None:

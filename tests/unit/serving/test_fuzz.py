@@ -50,7 +50,7 @@ async def http(server: HttpServer) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @example("completions", {"logit_bias": {"1": 1, "01": 2, " 1 ": 3}})
 @example("completions", {"prompt": [[]]})
 @example("completions", {"prompt": [""]})

@@ -31,7 +31,7 @@ def serve(hub: Hub, store: FeedbackStore) -> Serve:
         add_health(app, health, Metrics(), api_key)
         server = HttpServer(app, "127.0.0.1:0", grace_s=5)
         await server.start()
-        async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=10) as client:
+        async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=60) as client:
             yield client, health
         await server.stop()
 
@@ -85,7 +85,7 @@ async def test_while_it_drains_what_runs_is_answered_and_what_comes_is_sent_away
     serve: Serve, hub: Hub, model: Callable[..., Model], slow: Callable[[Model], Model]
 ) -> None:
     hub.swap(slow(model()))
-    async with serve() as (client, health), asyncio.timeout(20):
+    async with serve() as (client, health), asyncio.timeout(60):
         await health.idle()
         running = asyncio.create_task(client.post("/v1/completions", json=QUESTION))
         while not hub.batcher("faq").load().running:  # noqa: ASYNC110 - the engine's thread has no event
@@ -107,8 +107,10 @@ async def test_a_client_that_goes_away_is_not_waited_for(
     serve: Serve, hub: Hub, model: Callable[..., Model], slow: Callable[[Model], Model]
 ) -> None:
     hub.swap(slow(model()))
-    async with serve() as (client, health), asyncio.timeout(10):
+    async with serve() as (client, health), asyncio.timeout(60):
         with pytest.raises(httpx.ReadTimeout):
-            await client.post("/v1/completions", json={**QUESTION, "max_tokens": 500}, timeout=0.2)
+            await client.post(
+                "/v1/completions", json={**QUESTION, "max_tokens": 500}, timeout=httpx.Timeout(60, read=0.2)
+            )
         health.drain()
         await health.idle()

@@ -1,6 +1,7 @@
 """Students by name, and an orderly end."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -38,7 +39,7 @@ def test_who_waits_when_the_agent_stops_hears_so(hub: Hub, model: Make) -> None:
     step = one.engine.step
 
     def held(entries: Sequence[object]) -> list[Logits]:
-        gate.wait(5)
+        gate.wait(60)
         return step(entries)  # type: ignore[arg-type]
 
     one.engine.step = held  # type: ignore[method-assign]
@@ -49,10 +50,12 @@ def test_who_waits_when_the_agent_stops_hears_so(hub: Hub, model: Make) -> None:
     future = batcher.embed([1, 2])
     stopping = threading.Thread(target=hub.stop)
     stopping.start()
+    deadline_s = time.monotonic() + 50
     while not batcher._stopped:
-        pass
+        assert time.monotonic() < deadline_s, "it did not begin to stop"
+        time.sleep(0.001)
     gate.set()
-    stopping.join(5)
+    stopping.join(60)
     assert isinstance(events[-1], Failed)
     assert events[-1].error.reason is Reason.AGENT_STOPPING
     assert future.done()

@@ -121,10 +121,10 @@ def flooded(hub: Hub) -> Iterator[None]:
 
     def hold(_: Engine) -> None:
         held.set()
-        go_on.wait(10)
+        go_on.wait(60)
 
     batcher.between_steps(hold)  # so that none of them is answered before the end
-    held.wait(10)
+    held.wait(60)
 
     def ask() -> None:
         while not stop.is_set():
@@ -137,7 +137,7 @@ def flooded(hub: Hub) -> Iterator[None]:
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        assert full.wait(10)
+        assert full.wait(60)
         yield
         with pytest.raises(EbbflowError) as caught:
             batcher.embed([1])
@@ -164,7 +164,7 @@ def test_neither_a_flood_of_requests_nor_the_governor_moves_a_vote(hub: Hub, mod
     engine = one.engine
     offered = [precision for precision in engine.offered if precision != engine.precision]
     for precision in offered:
-        hub.batcher("faq").between_steps(partial(switch, precision=precision)).result(10)
+        hub.batcher("faq").between_steps(partial(switch, precision=precision)).result(60)
         assert engine.precision == precision
         assert votes(hub, asked, plan(STUDENT, bins)) == quiet
 

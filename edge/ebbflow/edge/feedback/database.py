@@ -13,7 +13,8 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.feedback import schema
 
 _BUSY_S = 30.0
-_SCRUB_S = 60.0
+_TRY_S = 0.1
+_REST_S = 0.2  # longer than SQLite's other connections sleep between their looks at the write lock
 _REASONS = {
     "SQLITE_FULL": (Reason.DISK_FULL, "no space left for"),
     "SQLITE_CORRUPT": (Reason.FILE_CORRUPT, "damaged:"),
@@ -101,21 +102,29 @@ class Database:
             finally:
                 self._connection.execute("ROLLBACK")
 
-    def scrub(self, within_s: float = _SCRUB_S) -> None:
+    def scrub(self, within_s: float) -> None:
         """Empties the write-ahead log, where deleted rows would linger.
 
+        Others write meanwhile, through this connection or another: SQLite holds the write lock while it waits for
+        those who read, so it waits for a moment only, and then again.
+
         Args:
-            within_s: how long to try; nothing else is written through this connection meanwhile.
+            within_s: how long to try; at least once.
 
         Raises:
             EbbflowError: DEADLINE_EXCEEDED if another connection reads all the time.
         """
-        with self._lock, _named(self.path), self._patience(min(within_s, _BUSY_S)):
-            deadline_s = time.monotonic() + within_s
-            while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                if time.monotonic() > deadline_s:
-                    message = f"other processes keep {self.path} busy: what was removed is not out of its log yet"
-                    raise EbbflowError(Reason.DEADLINE_EXCEEDED, message, path=self.path)
+        deadline_s = time.monotonic() + within_s
+        while not self._empty_log():
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                message = f"other processes keep {self.path} busy: what was removed is not out of its log yet"
+                raise EbbflowError(Reason.DEADLINE_EXCEEDED, message, path=self.path)
+            time.sleep(min(_REST_S, left_s))
+
+    def _empty_log(self) -> bool:
+        with self._lock, _named(self.path), self._patience(_TRY_S):
+            return not self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
     @contextmanager
     def _patience(self, seconds: float) -> Iterator[None]:

@@ -5,6 +5,7 @@ import sqlite3
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -42,6 +43,18 @@ class Interaction:
     outcome: "rpb.Outcome.ValueType" = rpb.OUTCOME_UNSPECIFIED
 
 
+class Row(NamedTuple):
+    """One request and its answer as they are kept."""
+
+    id: str
+    student: str
+    release: str
+    user: bytes
+    prompt: str
+    answer: str
+    create_time_s: float
+
+
 def new_interaction_id() -> str:
     """Makes the name of an interaction before its answer is complete."""
     return uuid.uuid4().hex
@@ -57,12 +70,14 @@ class Interactions:
         self._retention = retention
         self._consents = consents
 
-    def record(
+    def row(
         self, id_: str, student: str, release: str, user_key: str | None, prompt: str, answer: str, now: dt.datetime
-    ) -> None:
-        """Keeps one unless its user does not take part; the same id again changes nothing."""
-        user = self._hasher.hash(user_key)
-        row = (id_, student, release, user, _cut(prompt), _cut(answer), now.timestamp())
+    ) -> Row:
+        """Returns what `record` keeps, with the user hashed and the texts cut: it may have to wait in memory."""
+        return Row(id_, student, release, self._hasher.hash(user_key), _cut(prompt), _cut(answer), now.timestamp())
+
+    def record(self, row: Row) -> None:
+        """Keeps an interaction unless its user does not take part; the same id again changes nothing."""
         with self._database.transaction() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO interactions (id, student, release, user, prompt, answer, create_time)"
@@ -73,7 +88,7 @@ class Interactions:
             connection.execute(
                 "DELETE FROM interactions WHERE id IN (SELECT id FROM interactions WHERE user = ?"
                 " ORDER BY create_time DESC LIMIT -1 OFFSET ?)",
-                (user, self._retention.rows_per_user),
+                (row.user, self._retention.rows_per_user),
             )
 
     def judge(self, id_: str, outcome: "rpb.Outcome.ValueType") -> None:
@@ -94,11 +109,18 @@ class Interactions:
                 raise EbbflowError(Reason.INTERACTION_NOT_FOUND, "no such interaction is kept on this device")
 
     def purge(self, user_key: str | None) -> int:
-        """Removes everything of one user, also from the write-ahead log; returns how many interactions that were."""
+        """Removes everything of one user; returns how many interactions that were. `scrub` is to follow."""
         with self._database.transaction() as connection:
             done = connection.execute("DELETE FROM interactions WHERE user = ?", (self._hasher.hash(user_key),))
-        self._database.scrub()
         return done.rowcount
+
+    def scrub(self, within_s: float) -> None:
+        """Empties the write-ahead log of what was removed.
+
+        Raises:
+            EbbflowError: DEADLINE_EXCEEDED if another connection reads all the time.
+        """
+        self._database.scrub(within_s)
 
     def forget_old(self, now: dt.datetime) -> int:
         """Removes what is older than the retention; returns how many interactions that were.

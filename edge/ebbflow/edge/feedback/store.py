@@ -2,7 +2,10 @@
 
 import datetime as dt
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 from ebbflow.api.v1 import feedback_pb2 as pb
@@ -19,10 +22,15 @@ from ebbflow.edge.feedback.interactions import Interaction, Interactions, Retent
 from ebbflow.edge.feedback.ledger import Account, Ledger, Outgoing
 from ebbflow.edge.feedback.plans import AdmittedPlan
 from ebbflow.edge.feedback.release import make_batch
+from ebbflow.edge.feedback.turns import Turns
 from ebbflow.edge.feedback.users import UserHasher
 
 RECENT_PLANS = 50
 """How many plans `decisions` returns if nobody says otherwise."""
+WAITING = 256
+"""How many interactions and outcomes may wait for a file that another process keeps busy."""
+_CLOSE_S = 5.0
+_SCRUB_S = 60.0
 
 
 def _now() -> dt.datetime:
@@ -51,6 +59,9 @@ class FeedbackStore:
     """`agent.db` and `users.key` beside it. Every method may be called from any thread and may wait for the disk.
 
     Interactions do not wait for the disk (losing the last few in a power cut harms nobody); the account does.
+
+    What users do and say is written in the order in which it came, by one thread. Who must not wait for a file that
+    another process keeps busy submits it, and waits for as long as it likes.
     """
 
     def __init__(
@@ -83,9 +94,13 @@ class FeedbackStore:
         self._consents = Consents(self._durable, hasher, consent)
         self._interactions = Interactions(self._relaxed, hasher, retention or Retention(), self._consents)
         self._ledger = Ledger(self._durable, identity or Identity())
+        self._turns = Turns("feedback", WAITING)
+        self._scrubs = Turns("feedback-log", WAITING)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Writes what waits, unless that takes too long, and closes the file. A log that is being emptied stays."""
+        self._turns.finish(_CLOSE_S)
+        self._scrubs.abandon()
         self._relaxed.close()
         self._durable.close()
 
@@ -112,25 +127,72 @@ class FeedbackStore:
             answer: what was answered.
             interaction_id: from `new_interaction_id`, where the id had to be told before the answer was complete.
             now: aware time; the clock's if left out.
+
+        Raises:
+            EbbflowError: DISK_FULL, FILE_CORRUPT, or as `submit_interaction`.
         """
         id_ = interaction_id or new_interaction_id()
-        self._interactions.record(id_, student, release, user_key, prompt, answer, now or _now())
+        self.submit_interaction(id_, student, release, user_key, prompt, answer, now).result()
         return id_
+
+    def submit_interaction(
+        self,
+        interaction_id: str,
+        student: str,
+        release: str,
+        user_key: str | None,
+        prompt: str,
+        answer: str,
+        now: dt.datetime | None = None,
+    ) -> "Future[None]":
+        """Does as `record_interaction` does, in its turn: behind all that was submitted before.
+
+        Raises:
+            EbbflowError: QUEUE_FULL, AGENT_STOPPING.
+        """
+        row = self._interactions.row(interaction_id, student, release, user_key, prompt, answer, now or _now())
+        return self._turns.put_if_room(partial(self._interactions.record, row))
 
     def record_outcome(self, interaction_id: str, outcome: "rpb.Outcome.ValueType") -> None:
         """Keeps what the user made of an answer; the last outcome counts.
 
         Raises:
-            EbbflowError: INTERACTION_NOT_FOUND, INVALID_REQUEST.
+            EbbflowError: INTERACTION_NOT_FOUND, INVALID_REQUEST, or as `submit_interaction`.
         """
-        self._interactions.judge(interaction_id, outcome)
+        self.submit_outcome(interaction_id, outcome).result()
+
+    def submit_outcome(self, interaction_id: str, outcome: "rpb.Outcome.ValueType") -> "Future[None]":
+        """Does as `record_outcome` does, in its turn: its interaction may still wait for its own.
+
+        Raises:
+            EbbflowError: as `submit_interaction`.
+        """
+        return self._turns.put_if_room(partial(self._interactions.judge, interaction_id, outcome))
 
     def purge_user(self, user_key: str | None) -> int:
         """Removes everything that is kept of one user; returns the number of interactions.
 
         What was sent before was private before it was sent, and stays.
+
+        Raises:
+            EbbflowError: DEADLINE_EXCEEDED if others read the file all the time; what was removed is in its log still.
         """
-        return self._interactions.purge(user_key)
+        return self.submit_purge(user_key).result()
+
+    def submit_purge(self, user_key: str | None) -> "Future[int]":
+        """Does as `purge_user` does, in its turn: no record that was submitted before comes after it.
+
+        The log is emptied beside the queue, so that what comes behind need not wait for those who read.
+        """
+        deadline_s = time.monotonic() + _SCRUB_S
+        removing = self._turns.put(partial(self._interactions.purge, user_key))
+
+        def finish() -> int:
+            removed = removing.result()
+            self._interactions.scrub(max(0.0, deadline_s - time.monotonic()))
+            return removed
+
+        return self._scrubs.put(finish)
 
     def apply_retention(self, now: dt.datetime | None = None) -> int:
         """Removes interactions and batches that are past their time; returns the number of interactions."""
@@ -150,7 +212,11 @@ class FeedbackStore:
 
     def set_consent(self, user_key: str | None, *, allowed: bool) -> None:
         """Keeps a user's word on taking part; it holds from the next request and the next report on."""
-        self._consents.allow(user_key, allowed=allowed)
+        self.submit_consent(user_key, allowed=allowed).result()
+
+    def submit_consent(self, user_key: str | None, *, allowed: bool) -> "Future[None]":
+        """Does as `set_consent` does, in its turn: what was submitted before is kept by the word that held then."""
+        return self._turns.put(partial(self._consents.allow, user_key, allowed=allowed))
 
     def set_paused(self, user_key: str | None, *, paused: bool) -> None:
         """Stops a user's votes without forgetting anything, or lets the user vote again."""

@@ -3,8 +3,10 @@
 import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
@@ -24,6 +26,10 @@ from ebbflow.edge.serving.sampling import Sampling
 from ebbflow.edge.serving.sequences import Finished, Piece, RunningSequence, Scored
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+_RECORD_S = 1.0
 
 Now = Callable[[], dt.datetime]
 """A clock that returns aware times."""
@@ -88,7 +94,7 @@ class Answer:
         self._generation = generation
 
     async def events(self) -> AsyncGenerator[Piece | Finished, None]:
-        """Yields pieces as they come, then the end; by then the interaction is recorded.
+        """Yields pieces as they come, then the end; by then the interaction is recorded, or in the queue to be.
 
         Leaving the iteration early cancels the generation.
 
@@ -103,7 +109,7 @@ class Answer:
                     self._text += event.text
                     yield event
                 elif isinstance(event, Finished):
-                    await asyncio.shield(self._record())
+                    await self._record()
                     yield event
                     return
         finally:
@@ -114,35 +120,57 @@ class Answer:
         if self._generation:
             self._generation.cancelled = True
         if self._text and not self._recorded:
-            await asyncio.shield(self._record())
+            await self._record()
 
     async def _record(self) -> None:
+        """Submits the record, and waits for it for a moment: a file that is busy holds no answer up.
+
+        The record is made also where nobody waits for it any more.
+        """
         self._recorded = True
         if self.escalated:  # the student has nothing to learn of it, and the feedback speaks of the student alone
             return
-        question = self._question
-        record = partial(
-            self._store.record_interaction,
-            names.parse(self._model.student, "students"),
-            self.release,
-            question.user_key,
-            self._said(),
-            self._text,
-            interaction_id=self.interaction_id,
-            now=self._now(),
-        )
         try:
-            await asyncio.to_thread(record)
-        except EbbflowError as error:  # the user has the answer; only its record is lost
-            log.warning("interaction_not_recorded", reason=error.reason.name)
-        except Exception as error:  # noqa: BLE001 - likewise
-            log.error("interaction_not_recorded", **place_of(error))
+            record = self._store.submit_interaction(
+                self.interaction_id,
+                names.parse(self._model.student, "students"),
+                self.release,
+                self._question.user_key,
+                self._said(),
+                self._text,
+                self._now(),
+            )
+        except Exception as error:  # noqa: BLE001 - the user has the answer; only its record is lost
+            _tell_of(error)
+            return
+        recording = asyncio.wrap_future(record)
+        recording.add_done_callback(_tell)
+        await asyncio.wait({recording}, timeout=_RECORD_S)
 
     def _said(self) -> str:
         asked = self._question
         if asked.said is not None:
             return asked.said
         return asked.prompt if isinstance(asked.prompt, str) else self._model.tokenizer.decode(asked.prompt)
+
+
+def _tell(recording: "asyncio.Future[None]") -> None:
+    if recording.cancelled():
+        log.warning("interaction_not_recorded", reason=Reason.AGENT_STOPPING.name)
+    elif error := recording.exception():
+        _tell_of(error)
+
+
+def _tell_of(error: BaseException) -> None:
+    if isinstance(error, EbbflowError):
+        log.warning("interaction_not_recorded", reason=error.reason.name)
+    else:
+        log.error("interaction_not_recorded", **place_of(error))
+
+
+async def in_turn(submitted: "Future[T]") -> T:
+    """Waits for what the store does in its turn; it is done also if its caller goes away."""
+    return await asyncio.shield(asyncio.wrap_future(submitted))
 
 
 @dataclass(frozen=True)

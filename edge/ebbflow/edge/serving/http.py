@@ -4,7 +4,6 @@
 of an answer, by the answer's id. The field `user` names the user; it is hashed with a key that never leaves the device.
 """
 
-import asyncio
 import time
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from ebbflow.api.v1 import resources_pb2 as pb
 from ebbflow.edge.feedback.store import FeedbackStore
 from ebbflow.edge.serving import chat
-from ebbflow.edge.serving.answering import Answering, Question
+from ebbflow.edge.serving.answering import Answering, Question, in_turn
 from ebbflow.edge.serving.guards import BodyLimit, KeyGuard, LocalHosts
 from ebbflow.edge.serving.http_errors import add_error_handlers
 from ebbflow.edge.serving.hub import Hub
@@ -110,17 +109,17 @@ class Api:
 
     async def feedback(self, body: FeedbackBody) -> dict[str, object]:
         """Keeps what the user made of an answer, on this device."""
-        await asyncio.to_thread(self._store.record_outcome, body.id, _OUTCOMES[body.outcome])
+        await in_turn(self._store.submit_outcome(body.id, _OUTCOMES[body.outcome]))
         return {"object": "feedback", "id": body.id, "outcome": body.outcome}
 
     async def consent(self, body: ConsentBody) -> dict[str, object]:
         """Keeps a user's word on taking part in feedback, on this device."""
-        await asyncio.to_thread(self._store.set_consent, body.user or None, allowed=body.allowed)
+        await in_turn(self._store.submit_consent(body.user or None, allowed=body.allowed))
         return {"object": "feedback.consent", "user": body.user, "allowed": body.allowed}
 
     async def purge(self, user: str) -> dict[str, object]:
         """Forgets a user's requests; an empty name is that of requests without a user."""
-        count = await asyncio.to_thread(self._store.purge_user, user or None)
+        count = await in_turn(self._store.submit_purge(user or None))
         self._hub.forget_prompts()
         return {"object": "feedback.user", "user": user, "interactions": count, "deleted": True}
 

@@ -1,6 +1,5 @@
 """The gRPC service for applications on the device."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Protocol
@@ -11,7 +10,7 @@ from ebbflow.api.v1 import inference_pb2 as pb
 from ebbflow.api.v1 import inference_pb2_grpc, resources_pb2
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.feedback.store import FeedbackStore
-from ebbflow.edge.serving.answering import Answering, Question
+from ebbflow.edge.serving.answering import Answering, Question, in_turn
 from ebbflow.edge.serving.chances import TokenChance
 from ebbflow.edge.serving.hub import Hub
 from ebbflow.edge.serving.model import Model
@@ -114,7 +113,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Keeps an outcome on this device."""
         if request.outcome == resources_pb2.OUTCOME_UNSPECIFIED:
             raise EbbflowError(Reason.INVALID_REQUEST, "outcome is missing", field="outcome")
-        await asyncio.to_thread(self._store.record_outcome, request.interaction_id, request.outcome)
+        await in_turn(self._store.submit_outcome(request.interaction_id, request.outcome))
         return pb.RecordOutcomeResponse()
 
     async def SetConsent(
@@ -123,7 +122,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         context: grpc.aio.ServicerContext[pb.SetConsentRequest, pb.SetConsentResponse],
     ) -> pb.SetConsentResponse:
         """Keeps a user's word on taking part in feedback, on this device."""
-        await asyncio.to_thread(self._store.set_consent, request.user_key or None, allowed=request.allowed)
+        await in_turn(self._store.submit_consent(request.user_key or None, allowed=request.allowed))
         return pb.SetConsentResponse()
 
     async def PurgeUser(
@@ -132,7 +131,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         context: grpc.aio.ServicerContext[pb.PurgeUserRequest, pb.PurgeUserResponse],
     ) -> pb.PurgeUserResponse:
         """Forgets a user's requests."""
-        count = await asyncio.to_thread(self._store.purge_user, request.user_key or None)
+        count = await in_turn(self._store.submit_purge(request.user_key or None))
         self._hub.forget_prompts()
         return pb.PurgeUserResponse(interactions=count)
 
