@@ -34,7 +34,7 @@ async def alive(settings: AgentSettings) -> AsyncIterator[Agent]:
         await running
 
 
-async def until(condition: Callable[[], object], limit_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], limit_s: float = 60.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110 - the condition lies in other threads and processes
             await asyncio.sleep(0.02)

@@ -15,7 +15,7 @@ from ebbflow.cloud.registry import schema
 from ebbflow.cloud.registry.engine import Registry, create_engine
 
 # A busy machine is not a bug.
-hypothesis.settings.register_profile("ebbflow", deadline=None)
+hypothesis.settings.register_profile("ebbflow", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("ebbflow")
 
 

@@ -151,7 +151,7 @@ class World:
 
     def stop(self) -> None:
         self.faults.released.set()
-        self._server.stop(0).wait()
+        self._server.stop(0).wait(60)
 
     def restart(self) -> None:
         """Starts the server again on the port that it had."""

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import os
+import random
 import shlex
 import shutil
 import socket
@@ -83,11 +84,17 @@ def wait_for(what: str, look: Callable[[], T | None], timeout_s: float = START_S
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody listens on.
+
+    It lies below those that the kernel gives to whoever asks for any: so nobody gets it before the caller binds it.
+    """
+    least = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = range(10_000, least) if least > 11_000 else range(10_000, 60_000)
+    for port in random.SystemRandom().sample(candidates, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("none of a hundred ports is free")
 
 
 @contextlib.contextmanager

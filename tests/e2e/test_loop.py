@@ -23,6 +23,7 @@ SHAPE = (
     *("--num-attention-heads", "2", "--num-key-value-heads", "1", "--max-position-embeddings", "128"),
 )
 RECIPE = ("--batch-size", "8", "--sequence-length", "32", "--learning-rate", "3e-3")
+PATIENCE_S = 240.0
 
 
 @dataclass
@@ -88,7 +89,7 @@ def distil(world: World, *options: str, steps: int = 20) -> dict[str, Any]:
         assert release["state"] != "STATE_REJECTED", release
         return release if release["state"] == "STATE_PUBLISHED" else None
 
-    return wait_for("publication", published, 120)
+    return wait_for("publication", published, PATIENCE_S)
 
 
 def roll_out(world: World, number: int) -> None:
@@ -125,7 +126,7 @@ def test_a_student_goes_round_the_loop(world: World) -> None:
 
     opened = world.cloud.admin("round", "open", "faq")
     name = opened["name"].rpartition("/")[2]
-    wait_for("batches", lambda: world.cloud.admin("round", "show", name)["batchesAccepted"] == len(AGENTS), 60)
+    wait_for("batches", lambda: world.cloud.admin("round", "show", name)["batchesAccepted"] == len(AGENTS), PATIENCE_S)
     closed = world.cloud.admin("round", "close", name)
     weights = {bin_["binId"]: bin_["weight"] for bin_ in closed["aggregate"]["bins"]}
     assert closed["aggregate"]["informative"] is True
@@ -168,7 +169,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_job_ends(world: World) -> N
     wait_for("a step", lambda: look()["step"] > 0)
     for worker in children_of(world, "work"):
         os.kill(worker.pid, signal.SIGKILL)
-    done = wait_for("the end", lambda: (state := look())["state"] == "STATE_SUCCEEDED" and state, 180)
+    done = wait_for("the end", lambda: (state := look())["state"] == "STATE_SUCCEEDED" and state, PATIENCE_S)
     assert done["attempt"] == 2
 
 

@@ -162,10 +162,10 @@ class Machine:
     def run(self, command: Sequence[object], given: Mapping[str, str] | None = None) -> None:
         """Runs a command to its good end."""
         self.start("command", command, given)
-        status = self.wait("command", 60)
+        status = self.wait("command", 120)
         assert status == 0, f"{command} ended with {status}:\n{self.tail('command')}"
 
-    def wait(self, process: str, timeout_s: float = 30) -> int:
+    def wait(self, process: str, timeout_s: float = 120) -> int:
         """Waits for the end of a process; returns its exit status."""
         end_s = time.monotonic() + timeout_s
         while (status := self.ended(process)) is None:

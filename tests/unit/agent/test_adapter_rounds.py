@@ -73,13 +73,13 @@ async def test_willing_agents_answer_with_updates_or_noise_and_others_decline(cl
         alive(settings["older"]) as older,
         alive(settings["unwilling"]) as unwilling,
     ):
-        await until(lambda: serves(newest, 2) and serves(older, 1) and serves(unwilling, 2), limit_s=30)
+        await until(lambda: serves(newest, 2) and serves(older, 1) and serves(unwilling, 2))
         await until(lambda: all(cloud.assignment(name).serving_number for name in names.values()))
         for agent in (newest, older, unwilling):
             for user in ("ada", "bob"):
                 agent.store.record_interaction("faq", "students/faq/releases/2", user, "How do I read?", "So.")
         plan = await asyncio.to_thread(open_adapter_round, cloud, 2)
-        await until(lambda: len(cloud.batches()) == 2 and unwilling.store.decisions(), limit_s=60)
+        await until(lambda: len(cloud.batches()) == 2 and unwilling.store.decisions())
         await until(lambda: not newest.store.pending() and not older.store.pending())
         assert [account.entries for account in newest.store.accounts()] == [1]
         assert newest.store.accounts()[0].rho_spent_nano == plan.mechanism.rho_nano

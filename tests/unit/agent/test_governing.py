@@ -68,7 +68,7 @@ class SwitchingEngine(TorchEngine):
         self._threads = count
 
     def prepare(self, precision: str) -> Prepared:
-        self.gate.wait()
+        assert self.gate.wait(60), "the test never let it go on"
         if self.fault:
             raise self.fault
         wanted: Precision = "int4" if precision == "int4" else "int8"
@@ -155,7 +155,7 @@ async def governing(hub: Hub, device: Device) -> AsyncIterator[Callable[..., Gov
     made: list[Governing] = []
 
     def make(limit_bytes: int = 1000 * MIB, **settings: Any) -> Governing:
-        wanted = AgentSettings(running=4, governor_dwell_s=5, **settings)
+        wanted = AgentSettings(running=4, governor_dwell_s=5, cores=2, **settings)
         now = lambda: dt.datetime(2026, 11, 22, tzinfo=dt.UTC) + dt.timedelta(seconds=device.now_s)  # noqa: E731
         made.append(Governing(hub, wanted, limit_bytes, now, device.machine(), clock=lambda: device.now_s))
         return made[-1]
@@ -276,6 +276,9 @@ async def test_what_cannot_be_made_ready_leaves_the_engine_as_it_is(
         engine.fault = fault
         with capture_logs() as lines:
             async with Rush(hub):
+                async with asyncio.timeout(30):
+                    while not any(line["event"] == "precision_not_ready" for line in lines):
+                        await live(loop, device, 0.5)
                 await live(loop, device, 10)
         assert computing(engine) == "int8"
         assert words in (loop.status(STUDENT) or pb.Governor()).reason

@@ -137,7 +137,7 @@ async def test_a_certificate_is_renewed_beside_running_work_and_keeps_its_key(tm
         before = CredentialFiles(settings.folder).load()
         async with alive(settings) as agent:
             await until(lambda: agent.connected)
-            await until(lambda: agent.cloud.credentials.expire_time > before.expire_time, limit_s=30)
+            await until(lambda: agent.cloud.credentials.expire_time > before.expire_time)
             await until(lambda: agent.connected)
         after = CredentialFiles(settings.folder).load()
     assert after.certificate_pem != before.certificate_pem

@@ -123,12 +123,16 @@ def test_a_busy_neighbour_is_seen_on_this_machine() -> None:
         begun_s = time.process_time()
         while time.process_time() - begun_s < 0.3:  # our own work beside it
             math.sqrt(2)
-        time.sleep(0.7)
-        reading = machine.read(time.monotonic())
+        for _ in range(20):  # where this machine itself stands still for a while, nobody was busy
+            time.sleep(0.7)
+            reading = machine.read(time.monotonic())
+            if reading.free_cores <= reading.cores - 0.4:
+                break
+        else:
+            pytest.fail(f"{reading.free_cores} of {reading.cores} cores seem free")
     finally:
         neighbour.kill()
         neighbour.wait()
-    assert reading.free_cores <= reading.cores - 0.4
     assert 0 < reading.memory_available_bytes < reading.memory_total_bytes
 
 
@@ -163,7 +167,7 @@ def test_drivers_that_talk_nonsense_are_not_believed(tmp_path: Path, nonsense: s
     assert heat(tmp_path) == Heat(50, 80)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 @given(st.one_of(st.binary(max_size=40), st.floats().map(lambda value: str(value).encode())))
 def test_whatever_a_driver_says_does_no_harm(tmp_path: Path, content: bytes) -> None:
     paths = ["class/thermal/thermal_zone0/temp", "class/hwmon/hwmon0/temp1_input", "class/power_supply/b/capacity"]

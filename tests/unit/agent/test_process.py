@@ -122,7 +122,7 @@ async def test_the_operators_day(cloud: CloudWorld, tmp_path: Path) -> None:
         code, out, _ = await edge("privacy", "purge", "--user", "ada", "--config", path)
         assert (code, out) == (0, "1 interactions deleted\n")
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     assert not (tmp_path / "state/endpoints.toml").exists()
     code, _, err = await edge("status", "--config", path)
     assert code == 7
@@ -146,7 +146,7 @@ async def test_sigterm_lets_running_requests_finish(cloud: CloudWorld, tmp_path:
             for stream in streams:
                 chunks = [chunk async for chunk in stream]
                 assert chunks[-1].choices[0].finish_reason
-        assert await asyncio.wait_for(process.wait(), 20) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 async def test_what_keeps_an_agent_from_starting_is_named(cloud: CloudWorld, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def serve_everywhere(cloud: CloudWorld, name: str) -> None:
 
 
 async def served(cloud: CloudWorld, name: str) -> None:
-    await until(lambda: cloud.assignment(name).serving_number == 1, limit_s=30)
+    await until(lambda: cloud.assignment(name).serving_number == 1)
 
 
 def last(agent: Agent) -> Decision | None:
@@ -47,14 +47,14 @@ async def test_a_device_that_lost_its_account_goes_on_where_it_was(cloud: CloudW
     async with alive(settings) as agent:
         await served(cloud, name)
         cloud.open_round()
-        await until(lambda: len(cloud.batches()) == 1 and not agent.store.pending(), limit_s=30)
+        await until(lambda: len(cloud.batches()) == 1 and not agent.store.pending())
         spent = agent.store.lifetime_spent_nano()
     for file in settings.state.glob("agent.db*"):
         file.unlink()
     async with alive(settings) as agent:
-        await until(lambda: agent.store.lifetime_spent_nano() == spent, limit_s=30)
+        await until(lambda: agent.store.lifetime_spent_nano() == spent)
         cloud.open_round()
-        await until(lambda: len(cloud.batches()) == 2 and not agent.store.pending(), limit_s=30)
+        await until(lambda: len(cloud.batches()) == 2 and not agent.store.pending())
         [account] = agent.store.accounts()
     assert (account.entries, account.rho_spent_nano) == (2, 2 * spent)
     assert len({batch.round_id for batch in cloud.batches()}) == 2
@@ -67,7 +67,7 @@ async def test_a_plan_above_the_ceiling_is_declined_and_can_be_looked_at(cloud: 
     async with alive(settings) as agent:
         await served(cloud, name)
         round_id = cloud.open_round()
-        await until(lambda: last(agent), limit_s=30)
+        await until(lambda: last(agent))
         decision = last(agent)
         assert decision is not None
         assert (decision.round, decision.reason) == (f"rounds/{round_id}", "POLICY_TOO_WEAK")
@@ -85,7 +85,7 @@ async def test_a_new_identity_waits_even_if_the_cloud_does_not(cloud: CloudWorld
     async with alive(settings) as agent:
         await served(cloud, name)
         cloud.open_round()
-        await until(lambda: last(agent), limit_s=30)
+        await until(lambda: last(agent))
         decision = last(agent)
         assert decision is not None
         assert decision.reason == "IDENTITY_WAITS"
@@ -102,7 +102,7 @@ async def test_a_round_is_not_answered_long_before_the_window_that_it_is_charged
     async with alive(settings) as agent:
         await served(cloud, name)
         far, near = cloud.open_round(duration=dt.timedelta(days=300)), cloud.open_round()
-        await until(lambda: cloud.batches() and not agent.store.pending(), limit_s=30)
+        await until(lambda: cloud.batches() and not agent.store.pending())
         assert [batch.round_id for batch in cloud.batches()] == [near]
         assert [decision.round for decision in agent.store.decisions()] == [f"rounds/{near}"]
         assert far != near
@@ -124,7 +124,7 @@ async def test_what_the_cloud_says_about_the_time_does_not_touch_what_users_did(
         async with httpx.AsyncClient() as client:
             assert (await client.post(f"{agent.endpoints.http}/completions", json=body)).is_success
         cloud.open_round()
-        await until(lambda: cloud.batches() and not agent.store.pending(), limit_s=30)
+        await until(lambda: cloud.batches() and not agent.store.pending())
         charged = agent.store.last_charge_time()
         assert charged is not None
         assert before < charged < before + DAY
@@ -152,7 +152,7 @@ async def test_a_round_by_the_students_states_counts_all_users_or_waits_until_it
         for user in range(20):
             agent.store.record_interaction("faq", "students/faq/releases/1", f"user {user}", "read a file", "So.")
         cloud.open_round(texts=150, measure=RoundPlan.MEASURE_STUDENT)  # more texts than may wait for an answer
-        await until(lambda: last(agent), limit_s=30)
+        await until(lambda: last(agent))
         decision = last(agent)
         assert decision is not None
         assert decision.reason == "OUT_OF_MEMORY"
@@ -160,7 +160,7 @@ async def test_a_round_by_the_students_states_counts_all_users_or_waits_until_it
         assert not counted
         rooms.append(Room(1 << 40, 1 << 40))
         agent._rounds.hint()
-        await until(lambda: cloud.batches() and not agent.store.pending(), limit_s=30)
+        await until(lambda: cloud.batches() and not agent.store.pending())
         decision = last(agent)
         assert decision is not None
         assert decision.answered

@@ -68,11 +68,11 @@ async def test_outside_its_window_an_agent_defers_says_until_when_and_serves_on(
     cloud.publish(1)
     cloud.assign(name, 1)
     async with alive(settings) as agent:
-        await until(lambda: serves(agent, 1), 30)
+        await until(lambda: serves(agent, 1))
         agent.traffic.windows = parse_windows([window(opens)], "UTC")
         cloud.publish(2)
         cloud.assign(name, 2)
-        await until(lambda: cloud.assignment(name).installation.get("state") == "INSTALLATION_STATE_DEFERRED", 30)
+        await until(lambda: cloud.assignment(name).installation.get("state") == "INSTALLATION_STATE_DEFERRED")
         told = cloud.assignment(name).installation
         resume_time = opens.replace(second=0, microsecond=0)
         assert told["resumeTime" if "resumeTime" in told else "resume_time"] == f"{resume_time:%Y-%m-%dT%H:%M:%SZ}"
@@ -84,53 +84,57 @@ async def test_outside_its_window_an_agent_defers_says_until_when_and_serves_on(
         assert "Bandwidth limit: 100 MB/s" in said
         agent.traffic.windows = Windows()
         cloud.assign(name, 2)  # any hint will do
-        await until(lambda: serves(agent, 2), 30)
-        await until(lambda: cloud.assignment(name).serving_number == 2, 30)
+        await until(lambda: serves(agent, 2))
+        await until(lambda: cloud.assignment(name).serving_number == 2)
 
 
 async def test_a_transfer_stops_at_the_end_of_its_window_and_goes_on_when_the_next_one_opens(cloud: CloudWorld) -> None:
-    settings = cloud.device(bandwidth_limit="8kB/s")
+    settings = cloud.device(bandwidth_limit="4kB/s")  # many seconds from the first bytes to the last
     name = await enrolled(cloud, settings)
     cloud.student()
     cloud.publish(1)
     cloud.assign(name, 1)
     async with alive(settings) as agent:
-        await until(lambda: partial_bytes(settings) > 8000, 30)
+        await until(lambda: partial_bytes(settings) > 8000)
         said = lines(await asyncio.to_thread(ask_status, settings))
         assert said[0].startswith("Fetching students/faq/releases/1, the full file: 0.0 of 0.")
         agent.traffic.windows = parse_windows([window(now() + 3 * HOUR)], "UTC")
-        await until(lambda: state(agent) == resources_pb2.INSTALLATION_STATE_DEFERRED, 30)
+        await until(lambda: state(agent) == resources_pb2.INSTALLATION_STATE_DEFERRED)
         there = partial_bytes(settings)
         assert there > 8000
         assert agent.last_installations()["students/faq"].fetched_bytes >= there
-        agent.traffic.windows = Windows()
+        agent.traffic.windows, agent.traffic._bucket = Windows(), None  # the rest comes as fast as it goes
         cloud.assign(name, 1)
-        await until(lambda: serves(agent, 1), 30)
+        await until(lambda: serves(agent, 1))
         last = agent.last_installations()["students/faq"]
         assert last.fetched_bytes == full_bytes(cloud, 1)
 
 
-def full_bytes(cloud: CloudWorld, number: int) -> int:
+def sizes(cloud: CloudWorld, number: int) -> list[int]:
     with cloud.cloud.registry.reading() as session:
         targets = session.get_one(Release, ("faq", number)).targets
-    return sum(file["size_bytes"] for file in targets.values())
+    return [file["size_bytes"] for file in targets.values()]
+
+
+def full_bytes(cloud: CloudWorld, number: int) -> int:
+    return sum(sizes(cloud, number))
 
 
 async def test_bytes_of_before_a_restart_count(cloud: CloudWorld) -> None:
-    settings = cloud.device(bandwidth_limit="20kB/s")
+    settings = cloud.device(bandwidth_limit="4kB/s")
     name = await enrolled(cloud, settings)
     cloud.student()
     cloud.publish(1)
     cloud.assign(name, 1)
     async with alive(settings) as agent:
-        await until(lambda: partial_bytes(settings) > 8000, 30)
+        await until(lambda: partial_bytes(settings) > 8000)
     assert partial_bytes(settings) > 8000
     async with alive(cloud.device()) as agent:
-        await until(lambda: serves(agent, 1), 30)
+        await until(lambda: serves(agent, 1))
         weights = agent.hub.models()[0]
         assert weights.release.endswith("/1")
         last = agent.last_installations()["students/faq"]
-        assert last.fetched_bytes >= full_bytes(cloud, 1) - 60_000
+        assert last.fetched_bytes >= max(sizes(cloud, 1)), "all of the weights, of which some came before"
 
 
 async def test_an_agent_that_ends_while_it_fetches_ends_at_once(cloud: CloudWorld) -> None:
@@ -140,9 +144,10 @@ async def test_an_agent_that_ends_while_it_fetches_ends_at_once(cloud: CloudWorl
     cloud.publish(1)
     cloud.assign(name, 1)
     async with alive(settings) as agent:
-        await until(lambda: partial_bytes(settings) > 0, 30)
+        await until(lambda: partial_bytes(settings) > 0)
         assert agent.transfers().HasField("transfer")
-    await until(lambda: not agent.transfers().HasField("transfer"), 3)
+    await until(lambda: not agent.transfers().HasField("transfer"))
+    assert not list(settings.folder.releases.rglob("weights.safetensors")), "it did not wait for the rest"
 
 
 async def test_a_release_is_not_fetched_before_its_time(cloud: CloudWorld, not_before: dict[int, dt.datetime]) -> None:
@@ -155,7 +160,7 @@ async def test_a_release_is_not_fetched_before_its_time(cloud: CloudWorld, not_b
     async with alive(settings):
         await asyncio.sleep(1.5)
     async with alive(settings) as agent:  # a restart does not lose it
-        await until(lambda: serves(agent, 1), 30)
+        await until(lambda: serves(agent, 1))
         assert now() >= not_before[1]
         told = agent.last_installations()["students/faq"].update_time.ToDatetime(dt.UTC)
         assert told >= not_before[1]
@@ -172,11 +177,11 @@ async def test_a_new_desired_state_replaces_the_wait_at_once(
     not_before[1] = now() + HOUR
     cloud.assign(name, 1)
     async with alive(settings) as agent:
-        await until(lambda: agent.connected, 30)
+        await until(lambda: agent.connected)
         await asyncio.sleep(0.5)
         assert not agent.hub.models()
         cloud.assign(name, 2)
-        await until(lambda: serves(agent, 2), 30)
+        await until(lambda: serves(agent, 2))
         assert not agent.last_installations()["students/faq"].release.endswith("/1")
 
 
@@ -188,9 +193,9 @@ async def test_a_transfer_that_is_no_longer_wanted_is_given_up(cloud: CloudWorld
     cloud.publish(2)
     cloud.assign(name, 1)
     async with alive(settings) as agent:
-        await until(lambda: partial_bytes(settings) > 0, 30)
+        await until(lambda: partial_bytes(settings) > 0)
         cloud.assign(name, None)
-        await until(lambda: not list(settings.folder.releases.glob("*")), 30)
+        await until(lambda: not list(settings.folder.releases.glob("*")))
         assert not agent.hub.models()
 
 
@@ -213,7 +218,7 @@ def test_nothing_to_say_says_nothing() -> None:
 
 
 async def test_a_slow_transfer_keeps_telling_the_cloud_that_it_moves_on(cloud: CloudWorld) -> None:
-    settings = cloud.device(bandwidth_limit="4kB/s")
+    settings = cloud.device(bandwidth_limit="1kB/s")
     name = await enrolled(cloud, settings)
     cloud.student()
     cloud.publish(1)
@@ -241,8 +246,8 @@ async def test_a_refused_release_is_tried_at_once_when_its_rollout_retries_it(
     cloud.publish(1, probe_loss=99.0)
     cloud.assign(name, 1)
     async with alive(settings) as agent:
-        await until(lambda: state(agent) == resources_pb2.INSTALLATION_STATE_FAILED, 30)
+        await until(lambda: state(agent) == resources_pb2.INSTALLATION_STATE_FAILED)
         first = agent.last_installations()["students/faq"].update_time.ToNanoseconds()
         not_before[1] = now()  # a retry draws a new turn
         cloud.assign(name, 1)
-        await until(lambda: agent.last_installations()["students/faq"].update_time.ToNanoseconds() > first, 30)
+        await until(lambda: agent.last_installations()["students/faq"].update_time.ToNanoseconds() > first)

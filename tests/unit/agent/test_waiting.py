@@ -85,7 +85,7 @@ async def watching(looks: Looks) -> AsyncIterator[Watcher]:
 
 
 async def reach(looks: Looks, count: int) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         while looks.count < count:  # noqa: ASYNC110 - a look sets no event
             await asyncio.sleep(0.005)
 

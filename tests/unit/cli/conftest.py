@@ -78,10 +78,10 @@ def cloud(sqlite_registry: Registry, blobs: LocalBlobStore, signing_home: Path) 
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60), "the control plane did not start"
     yield opened
     loop.call_soon_threadsafe(stop.set)
-    thread.join(20)
+    thread.join(60)
     loop.close()
     for pool in (opened.sql, opened.files, opened.uploads):
         pool.shutdown()
@@ -170,7 +170,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], objec
         with os.fdopen(slave, "w") as terminal, monkeypatch.context() as patched:
             patched.setattr(sys, "stderr", terminal)
             act()
-        thread.join(10)
+        thread.join(60)
         os.close(master)
         return b"".join(written).decode()
 

@@ -23,7 +23,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def ebbflow(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, check=False, env=environment(**more), timeout=60
+        [*COMMAND, *arguments], capture_output=True, text=True, check=False, env=environment(**more), timeout=120
     )
 
 
@@ -45,14 +45,17 @@ def served(home: Path) -> Iterator[Path]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(300):
-        if (home / "endpoints.toml").exists() or process.poll() is not None:
-            break
-        time.sleep(0.1)
-    assert process.poll() is None, process.communicate()[1]
-    yield home / "admin" / "context.toml"
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    try:
+        for _ in range(900):
+            if (home / "endpoints.toml").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert process.poll() is None, process.communicate()[1]
+        yield home / "admin" / "context.toml"
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 0, err
     assert "Traceback" not in err
 

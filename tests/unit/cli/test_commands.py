@@ -170,7 +170,7 @@ def test_waiting_for_a_distillation_ends_with_its_end(run: Run, cloud: Cloud, st
     import time
 
     def work() -> None:
-        for _ in range(200):
+        for _ in range(1200):
             time.sleep(0.05)
             with cloud.registry.transaction() as session:
                 rows = session.query(Distillation).all()

@@ -168,7 +168,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.data())
 def test_a_file_cut_short_is_refused(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "cut"
@@ -184,7 +186,9 @@ def test_a_file_that_is_longer_or_missing_or_foreign_is_refused(whole: bytes, tm
         refused(tmp_path / name)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.data())
 def test_a_damaged_header_never_ends_in_another_error(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
     length = int.from_bytes(whole[:8], "little")
@@ -209,7 +213,9 @@ FIELDS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     header=JSON | st.dictionaries(FIELDS, JSON | st.dictionaries(FIELDS, JSON, max_size=4), max_size=4),
     tail=st.binary(max_size=64),

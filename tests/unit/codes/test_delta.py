@@ -106,7 +106,7 @@ def test_a_student_of_another_vocabulary_comes_back(
 
 
 @every_precision
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 1 << 32), share=st.sampled_from([0.0, 0.001, 0.5, 1.0]), best=st.booleans())
 def test_any_numbers_come_back(tmp_path: Path, precision: Precision, seed: int, share: float, best: bool) -> None:
     """Not only what quantisation makes: codes of -128, scales that are negative or no numbers."""

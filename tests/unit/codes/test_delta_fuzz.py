@@ -77,7 +77,7 @@ def mutate(data: st.DataObject, content: bytes) -> bytes:
     return bytes(mutated)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_mutated_delta_is_refused_or_gives_a_file_of_the_right_length(
     whole: tuple[Pair, bytes], data: st.DataObject
@@ -89,7 +89,7 @@ def test_a_mutated_delta_is_refused_or_gives_a_file_of_the_right_length(
         assert applied(pair, mutated, BEST) == applied(pair, mutated, NUMPY)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_mutated_head_that_inflates_is_refused_or_gives_a_file_of_the_right_length(
     whole: tuple[Pair, bytes], data: st.DataObject
@@ -105,7 +105,7 @@ def test_a_mutated_head_that_inflates_is_refused_or_gives_a_file_of_the_right_le
         assert applied(pair, mutated, BEST) == applied(pair, mutated, NUMPY)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=400), named=st.booleans())
 def test_any_bytes_are_refused(whole: tuple[Pair, bytes], content: bytes, named: bool) -> None:
     pair, true_content = whole

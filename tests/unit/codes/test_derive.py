@@ -17,7 +17,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.student.config import StudentConfig
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 1 << 32),
     exponent=st.integers(-30, 20),

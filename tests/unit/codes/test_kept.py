@@ -90,7 +90,7 @@ def test_any_metadata_is_what_would_be_written_or_refused(text: str) -> None:
     assert kept == choose_kept(UNTIED, kept)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(patterns=PATTERNS, precision=st.sampled_from(PRECISIONS), again=st.booleans())
 def test_an_artefact_says_itself_what_it_keeps(
     tmp_path: Path, patterns: list[str], precision: Precision, again: bool
@@ -156,7 +156,7 @@ def test_a_file_whose_tensors_are_not_what_it_says_is_refused(
     assert caught.value.reason is Reason.FILE_CORRUPT
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(before=PATTERNS, after=PATTERNS, precision=st.sampled_from(PRECISIONS))
 def test_a_delta_leads_between_releases_that_keep_other_matrices(
     tmp_path: Path, before: list[str], after: list[str], precision: Precision

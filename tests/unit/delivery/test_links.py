@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from delivery_world import World
+from deploy_world import free_port
 from slow_link import Link
 
 from ebbflow.client.channels import sync_channel
@@ -101,12 +101,11 @@ def test_a_brake_stops_a_transfer_that_waits_for_its_limit(world: World, link: L
     file, brake = blob(world, 1 << 20), Brake()
     fetching = downloader(world, link.address, Traffic(1000), brake)
     threading.Timer(1.0, brake.pull).start()
-    begin_s = time.monotonic()
     with pytest.raises(TransferPausedError) as caught:
         fetching.download(file, world.folder / "file")
     assert caught.value.braked
-    assert time.monotonic() - begin_s < 3
     assert (world.folder / "partial" / file.sha256).stat().st_size == fetching.fetched_bytes > 0
+    assert fetching.fetched_bytes < file.size_bytes // 10, "the whole takes a quarter of an hour"
 
 
 class Server:
@@ -114,8 +113,7 @@ class Server:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
 
     def start(self) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -128,7 +126,7 @@ class Server:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         assert self.process.stdout
         self.process.stdout.close()
 
@@ -140,13 +138,13 @@ def test_a_server_process_that_is_killed_twice_in_the_middle_only_delays(world: 
     fetching = downloader(world, f"localhost:{server.port}")
     partial = fetching.partial_path(file)
 
-    kills = 0
+    kills, over = 0, threading.Event()
 
     def trouble() -> None:
         nonlocal kills
         for share in (0.3, 0.6):
             while not partial.exists() or partial.stat().st_size < share * file.size_bytes:
-                if path.exists():
+                if path.exists() or over.is_set():
                     return
                 time.sleep(0.005)
             server.kill()
@@ -156,9 +154,12 @@ def test_a_server_process_that_is_killed_twice_in_the_middle_only_delays(world: 
 
     troubled = threading.Thread(target=trouble)
     troubled.start()
-    fetching.download(file, path)
-    troubled.join()
-    server.kill()
+    try:
+        fetching.download(file, path)
+    finally:
+        over.set()
+        troubled.join()
+        server.kill()
     assert kills == 2
     assert whole(path, file)
     assert fetching.fetched_bytes == file.size_bytes

@@ -20,6 +20,8 @@ from ebbflow.common.privacy.audit.bounds import mu_lower_bound, scale_fails
 
 NOISE = 0.8
 RUNS = 2000
+BLIND = 0.2 / NOISE
+"""An audit that proves less saw nothing. What it proves scatters around 0.65 / NOISE, once in 200 times below 0.5."""
 SHAPE = {"vocab_size": 24, "hidden_size": 4, "intermediate_size": 8, "head_dim": 2}
 Break = Callable[[pytest.MonkeyPatch, PrivateTrainer], None]
 
@@ -93,7 +95,7 @@ def _audit(broken: Break, whole_steps: bool = False) -> tuple[bool, float]:
 
 BROKEN = pytest.mark.parametrize(
     ("broken", "scale_tells", "mu_tells"),
-    [
+    [  # what a sixth less noise lets out is beyond the claim, too, but by so little that it seldom shows
         (_less_noise(0.5), True, True),
         (_less_noise(1 / 1.2), True, False),
         (_no_clip, False, True),
@@ -106,21 +108,21 @@ BROKEN = pytest.mark.parametrize(
 def test_the_step_lets_out_no_more_than_it_claims() -> None:
     scale_is_wrong, mu = _audit(_nothing)
     assert not scale_is_wrong
-    assert 0.5 / NOISE < mu <= 1 / NOISE  # and the audit is not blind
+    assert BLIND < mu <= 1 / NOISE
 
 
 @BROKEN
 def test_a_broken_step_is_found(broken: Break, scale_tells: bool, mu_tells: bool) -> None:
     scale_is_wrong, mu = _audit(broken)
     assert scale_is_wrong == scale_tells
-    assert (mu > 1 / NOISE) == mu_tells
+    assert mu > 1 / NOISE or not mu_tells
 
 
 @pytest.mark.slow
 def test_whole_steps_let_out_no_more_than_they_claim() -> None:
     scale_is_wrong, mu = _audit(_nothing, whole_steps=True)
     assert not scale_is_wrong
-    assert 0.5 / NOISE < mu <= 1 / NOISE
+    assert BLIND < mu <= 1 / NOISE
 
 
 @pytest.mark.slow
@@ -128,7 +130,7 @@ def test_whole_steps_let_out_no_more_than_they_claim() -> None:
 def test_broken_whole_steps_are_found(broken: Break, scale_tells: bool, mu_tells: bool) -> None:
     scale_is_wrong, mu = _audit(broken, whole_steps=True)
     assert scale_is_wrong == scale_tells
-    assert (mu > 1 / NOISE) == mu_tells
+    assert mu > 1 / NOISE or not mu_tells
 
 
 def _norms(count: int, broken: Break) -> list[float]:

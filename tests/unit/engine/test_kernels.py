@@ -205,10 +205,15 @@ def test_the_last_hidden_state_is_what_the_head_multiplies() -> None:
 def test_idle_threads_sleep() -> None:
     with KernelRun(KernelModel(LIB, Shape(), 8, 16), threads=4) as run:
         run.step([(0, [1, 2, 3])])
-        time.sleep(0.05)
-        before_s = time.process_time()
-        time.sleep(0.4)
-        assert time.process_time() - before_s < 0.05
+        worked_s = []
+        for _ in range(5):  # what else this process does is none of their business, and does not last
+            time.sleep(0.05)
+            before_s = time.process_time()
+            time.sleep(0.4)
+            worked_s.append(time.process_time() - before_s)
+            if worked_s[-1] < 0.05:
+                break
+        assert worked_s[-1] < 0.05, worked_s
 
 
 def test_an_instruction_set_that_is_not_there_changes_nothing() -> None:

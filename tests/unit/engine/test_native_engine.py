@@ -158,9 +158,11 @@ def test_steps_go_on_while_another_precision_is_prepared(engine: NativeEngine, a
 
     thread = threading.Thread(target=prepare)
     thread.start()
-    found = [engine.step([StepEntry(slot, [token])])[0] for token in TOKENS[10:200]]
-    stop.set()
-    thread.join()
+    try:
+        found = [engine.step([StepEntry(slot, [token])])[0] for token in TOKENS[10:200]]
+    finally:
+        stop.set()
+        thread.join()
     assert_alike(np.stack(found), twin_logits(artefact, [TOKENS[:200]])[0, 10:])
     engine.switch(ready[0])
     assert_alike(run(engine, TOKENS[:50])[2], twin_logits(artefact, [TOKENS[:50]], "int4")[0, -1])

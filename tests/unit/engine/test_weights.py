@@ -47,7 +47,9 @@ def test_the_size_of_the_pieces_changes_nothing(tmp_path: Path, monkeypatch: pyt
             assert packed_bytes(path, asked) == whole
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     derivation=st.sampled_from(DERIVATIONS),

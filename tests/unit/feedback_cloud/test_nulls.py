@@ -15,7 +15,7 @@ DEFAULT = Fraction(23360, 4096)
 @pytest.mark.parametrize("variance", [DEFAULT, Fraction(286, 4), Fraction(7, 4), Fraction(1, 4), Fraction(1, 40)])
 def test_correct_noise_passes(variance: Fraction) -> None:
     sampler = DiscreteGaussian(variance)
-    assert not any(is_under_noised(sampler.sample(64), variance) for _ in range(300))
+    assert sum(is_under_noised(sampler.sample(64), variance) for _ in range(300)) <= 1  # one in a million does not
 
 
 @pytest.mark.parametrize("variance", [DEFAULT, Fraction(286, 4), Fraction(400)])
@@ -74,7 +74,7 @@ def test_fifteen_batches_together_show_a_sixth_less_noise(plan_variance: Fractio
 
 @pytest.mark.parametrize("plan_variance", [DEFAULT, Fraction(286, 4), Fraction(7, 4), Fraction(1, 4), Fraction(1, 40)])
 def test_correct_noise_passes_together_too(plan_variance: Fraction) -> None:
-    assert pooled(plan_variance, plan_variance, 15, 100) == 0
+    assert pooled(plan_variance, plan_variance, 15, 100) <= 1  # likewise
 
 
 def test_one_batch_alone_does_not_show_a_sixth_less_noise() -> None:

@@ -94,7 +94,8 @@ def test_whatever_is_asked_a_window_gives_away_what_its_policy_says(
     without, rounds = left_the_device(plans, lambda *_: stores["without"], [])
     with_, again = left_the_device(plans, lambda *_: stores["with"], EVERYBODY)
     assert (rounds, again) == (4 * WINDOWS, 4 * WINDOWS)
-    assert 0.9 < mu_lower_bound(without, with_) <= window_mu(plans[0][0].plan)
+    # The bound scatters around 1.13: once in a thousand times it is below 0.9.
+    assert 0.5 < mu_lower_bound(without, with_) <= window_mu(plans[0][0].plan)
 
 
 def test_a_device_that_forgot_its_account_would_be_caught(

@@ -38,7 +38,7 @@ def test_p_values_of_right_noise_are_uniform() -> None:
 
 @pytest.mark.parametrize("wrong", [Fraction(23359, 8192), VARIANCE * Fraction(10, 9), VARIANCE + 1])
 def test_another_variance_does_not_fit(wrong: Fraction) -> None:
-    assert fit_p_value(drawn(variance=wrong), VARIANCE) < ALPHA
+    assert fit_p_value(drawn(2 * COUNT, wrong), VARIANCE) < ALPHA
 
 
 def test_continuous_noise_that_was_rounded_does_not_fit() -> None:

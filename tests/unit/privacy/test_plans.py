@@ -89,7 +89,7 @@ def test_the_message_tells_the_true_epsilon(plan: pb.RoundPlan) -> None:
         check_plan(plan)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @example(0, 0, 10**15, 0)
 @example(-(10**15), 0, 0, 0)
 @example(0, -1, 0, 2**31 - 1)

@@ -22,7 +22,7 @@ def child(name: str = "work", seconds: float = 60) -> Child:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - other processes set no event here
             await asyncio.sleep(0.02)
 
@@ -83,7 +83,7 @@ async def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     fake.write_text(
         "import os, sys, types, time\n"
         "module = types.ModuleType('ebbflow.cli.main')\n"
-        f"def main():\n    open({str(log)!r}, 'w').write(str(os.getpid()))\n    time.sleep(60)\n"
+        f"def main():\n    open({str(log)!r}, 'w').write(str(os.getpid()))\n    time.sleep(600)\n"
         "module.main = main\n"
         "sys.modules['ebbflow.cli.main'] = module\n"
         "from ebbflow.cloud.processes import child\nchild.main()\n"

@@ -54,7 +54,7 @@ async def test_health_and_reflection_answer_for_every_service_and_draining_shows
         stop.set()
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watch.cancel()
-    await asyncio.wait_for(serving, 5)
+    await asyncio.wait_for(serving, 60)
 
 
 async def _reflected(channel: grpc.aio.Channel) -> set[str]:

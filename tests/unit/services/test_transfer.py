@@ -31,11 +31,12 @@ class Watched(io.BytesIO):
         super().__init__(data)
         self.reads: list[int] = []
         self.threads: list[int] = []
-        self.go = threading.Event()
+        self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
 
     def read(self, size: int | None = -1, /) -> bytes:
-        self.go.wait(10)
+        self.begun.set()
+        self.go.wait(60)
         assert not self.closed
         self.reads.append(size or 0)
         self.threads.append(threading.get_ident())
@@ -68,6 +69,7 @@ async def test_one_chunk_is_read_ahead_and_no_more(pool: ThreadPoolExecutor) -> 
     reader = Watched(bytes(10 * MOST_CHUNK_BYTES))
     async with aclosing(Transfers(pool).stream(reader)) as messages:
         await anext(messages)
+        await until(lambda: len(reader.reads) == 2)
         await asyncio.sleep(0.1)
         assert len(reader.reads) == 2
     await _until_closed(reader)
@@ -109,7 +111,7 @@ async def test_a_stream_that_is_given_up_while_it_reads_closes_the_file_after_th
     reader.go.clear()
     messages = Transfers(pool).stream(reader)
     waiting = asyncio.ensure_future(anext(messages))
-    await asyncio.sleep(0.05)
+    await until(reader.begun.is_set)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -21,7 +21,7 @@ class Machine:
 
     def __call__(self, jobs: Sequence[Job]) -> Sequence[Job]:
         self.busy.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         self.batches.append(list(jobs))
         if "bad" in jobs:
             raise RuntimeError("broken")
@@ -50,7 +50,7 @@ def make(machine: Machine) -> Iterator[Make]:
 async def _busy(batcher: Batcher[Job, Job], machine: Machine) -> asyncio.Task[list[Job]]:
     """Occupies the thread."""
     first = asyncio.create_task(batcher.submit([0]))
-    await asyncio.to_thread(machine.busy.wait, 10)
+    await asyncio.to_thread(machine.busy.wait, 60)
     return first
 
 

@@ -17,6 +17,7 @@ from ebbflow.api.v1 import feedback_pb2 as pb
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.lexical import Lexicon
 from ebbflow.common.student.tokens import Tokenizer
+from ebbflow.edge.agent.background import Halt
 from ebbflow.edge.agent.swapping import Room
 from ebbflow.edge.engine.base import Engine
 from ebbflow.edge.engine.load import Preference, load_engine
@@ -39,24 +40,29 @@ class Likeness:
         self._hub, self._room = hub, room
 
     @contextmanager
-    def of(self, plan: pb.RoundPlan) -> Iterator[Embed | None]:
+    def of(self, plan: pb.RoundPlan, halt: Halt | None = None) -> Iterator[Embed | None]:
         """Lends the plan's measure; None without the student: then nobody was served, and the report has no votes.
 
         Enter, use and leave it in one thread. A text that the tokenizer cannot read has no tokens, and so no vote. All
         else that fails is no text's fault: the measure raises, and the report must not be made without the text.
 
+        Args:
+            plan: what it asks for.
+            halt: asked before each text.
+
         Raises:
             EbbflowError: OUT_OF_MEMORY if there is no room for a second engine; FILE_CORRUPT.
         """
+        halt = halt or Halt()
         model = self._find(plan.student)
         if model is None:
             yield None
         elif plan.measure == pb.RoundPlan.MEASURE_STUDENT:
             with self._opened(model) as engine:
-                yield partial(self._states, model, engine)
+                yield partial(self._states, model, engine, halt)
         else:
             texts = [text for bin_ in plan.bins for text in bin_.texts]
-            yield Lexicon(texts, partial(_tokens, model.tokenizer), model.tokenizer.size)
+            yield Lexicon(texts, partial(_tokens, model.tokenizer, halt), model.tokenizer.size)
 
     def _find(self, student: str) -> Model | None:
         return next((model for model in self._hub.models() if model.student == student), None)
@@ -83,11 +89,11 @@ class Likeness:
             engine.threads = min(threads, engine.max_threads)
             engine.shutdown()
 
-    def _states(self, model: Model, engine: Engine, texts: Sequence[str]) -> npt.NDArray[np.floating]:
+    def _states(self, model: Model, engine: Engine, halt: Halt, texts: Sequence[str]) -> npt.NDArray[np.floating]:
         if self._find(model.student) is None:
             raise EbbflowError(Reason.AGENT_STOPPING, f"{model.student} is not served any more")
-        encode = partial(_tokens, model.tokenizer, bos=model.tokenizer.bos_id is not None)
-        tokens = [encode(text)[: engine.context_tokens] for text in texts]
+        encode = partial(_tokens, model.tokenizer, halt, bos=model.tokenizer.bos_id is not None)
+        tokens = (encode(text)[: engine.context_tokens] for text in texts)
         nothing = np.zeros(engine.config.hidden_size, np.float32)
         try:
             return np.stack([engine.embed(token_ids) if token_ids else nothing for token_ids in tokens])
@@ -100,7 +106,8 @@ class Likeness:
             raise EbbflowError(Reason.INTERNAL, "the engine failed") from error
 
 
-def _tokens(tokenizer: Tokenizer, text: str, *, bos: bool = False) -> list[int]:
+def _tokens(tokenizer: Tokenizer, halt: Halt, text: str, *, bos: bool = False) -> list[int]:
+    halt.check()
     try:
         return tokenizer.encode(text, bos=bos)
     except MemoryError:

@@ -15,6 +15,7 @@ from ebbflow.common import names
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.edge.agent.cloud import Cloud
 from ebbflow.edge.agent.installations import Installations
+from ebbflow.edge.agent.precedence import Precedence, said_of, wish_of
 from ebbflow.edge.agent.swapping import Swapper
 from ebbflow.edge.agent.tally import Tally
 from ebbflow.edge.delivery.install import Installer
@@ -54,6 +55,9 @@ class Retry:
 class Reconciler:
     """Starts what is installed, and follows the desired state from then on.
 
+    One release is installed at a time. What is desired anew for another student is not kept waiting by a long transfer:
+    the transfer is put off, the other student has its turn, and then the transfer goes on from where it was.
+
     Attributes:
         wake: called with the seconds after which to look again, if a release waits for its time.
         removed: called with the name of a student that no longer serves.
@@ -79,6 +83,7 @@ class Reconciler:
         self._hinted = asyncio.Event()
         self._fetched = Tally()
         self._deferred: dict[str, bytes] = {}  # by student: what waits for a window
+        self._precedence = Precedence()
         self.wake: Callable[[float], None] = lambda _: None
         self.removed: Callable[[str], None] = lambda _: None
         self._refused: dict[str, tuple[bytes, float]] = {}  # by student: what was said, and when to try it again
@@ -106,9 +111,13 @@ class Reconciler:
         """
         state = await self._desired_state()
         await self._remove_others({desired.student for desired in state.releases})
+        self._precedence.begin([desired for desired in state.releases if not self._waits(desired)])
+        due = [desired for desired in state.releases if self._is_due(desired)]
         try:
-            for desired in state.releases:
-                await self._follow(desired, float(state.poll_interval_s))
+            for desired in self._precedence.order(due):
+                if await self._follow(desired, float(state.poll_interval_s)):
+                    self.wake(0.0)  # what is desired may be something else by now
+                    break
         finally:
             await self._installations.send(self._cloud)
         return float(state.poll_interval_s)
@@ -118,24 +127,29 @@ class Reconciler:
         request = agent_pb2.GetDesiredStateRequest(profile=self._profile)
         return await self._cloud.agent.GetDesiredState(request)
 
-    async def _follow(self, desired: agent_pb2.DesiredRelease, poll_s: float) -> None:
+    def _is_due(self, desired: agent_pb2.DesiredRelease) -> bool:
+        """Whether there is something to install now; notes what serves already."""
         if not desired.release:  # the cloud has nothing for this device that it did not refuse: serving goes on
-            return
+            return False
         if self._swapper.serves(desired):
             self._installations.note(desired, pb.INSTALLATION_STATE_SERVING)
-            return
-        wish = _wish_of(desired)
-        said = desired.SerializeToString(deterministic=True)
+            return False
         refused, again_s = self._refused.get(desired.student, (b"", 0.0))
-        if (refused == said and time.monotonic() < again_s) or self._waits(desired, wish):
-            return
-        if refused != said and self._traffic.next_window_time() is None:  # a second try is news only by its end
+        return not (refused == said_of(desired) and time.monotonic() < again_s) and not self._waits(desired)
+
+    async def _follow(self, desired: agent_pb2.DesiredRelease, poll_s: float) -> bool:
+        """Installs a release; returns False if that waits for a window."""
+        wish, said = wish_of(desired), said_of(desired)
+        self._precedence.take(desired)
+        news = self._refused.get(desired.student, (b"", 0.0))[0] != said  # a second try is news only by its end
+        if news and self._traffic.next_window_time() is None:
             self._installations.note(desired, pb.INSTALLATION_STATE_FETCHING)
             await self._installations.send(self._cloud)
         try:
             await self._carry_out(desired, wish, poll_s)
         except TransferPausedError as pause:
             self._pause(desired, wish, pause)
+            return pause.braked
         except EbbflowError as error:
             fetched_bytes = self._fetched.add(desired.student, wish, *_fetched_of(error))
             if error.reason in NOT_THE_RELEASE:
@@ -148,21 +162,22 @@ class Reconciler:
                     )
                 raise
             self._refuse(desired, error, said, fetched_bytes)
+        return True
 
-    def _waits(self, desired: agent_pb2.DesiredRelease, wish: bytes) -> bool:
+    def _waits(self, desired: agent_pb2.DesiredRelease) -> bool:
         """Whether it is too early; asks to be woken in time."""
         now = self._now()
         due = now
         if desired.HasField("not_before_time"):
             due = max(due, desired.not_before_time.ToDatetime(dt.UTC))
-        if self._deferred.get(desired.student) == wish:
+        if self._deferred.get(desired.student) == wish_of(desired):
             due = max(due, self._traffic.next_window_time() or due)
         if due > now:
             self.wake((due - now).total_seconds())
         return due > now
 
     async def _carry_out(self, desired: agent_pb2.DesiredRelease, wish: bytes, poll_s: float) -> None:
-        """Installs in a thread, and pulls the brake as soon as something else is desired or the agent ends."""
+        """Installs in a thread, and pulls the brake as soon as something else goes before it or the agent ends."""
         brake = Brake()
         running = asyncio.get_running_loop().run_in_executor(None, self._install, desired, wish, brake)
         running.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -175,8 +190,9 @@ class Reconciler:
                 hinted.cancel()
                 if running.done():
                     break
-                if not await self._is_desired(wish):
+                if await self._is_to_stop(desired):
                     brake.pull()
+                    break
                 done_bytes = await self._say_alive(desired, done_bytes)
             await running
         finally:
@@ -193,19 +209,30 @@ class Reconciler:
                 log.info("progress_not_told", reason=error.reason.name)
         return done_bytes
 
-    async def _is_desired(self, wish: bytes) -> bool:
-        """Whether the cloud still wants it; it does as long as nobody says otherwise."""
+    async def _is_to_stop(self, running: agent_pb2.DesiredRelease) -> bool:
+        """Whether the cloud no longer wants what is being installed, or something else first.
+
+        Nothing changes as long as the cloud does not say so.
+        """
         try:
             state = await self._desired_state()
         except EbbflowError:
+            return False
+        if wish_of(running) not in map(wish_of, state.releases):
+            log.info("transfer_given_up", release=running.release)
             return True
-        return wish in [_wish_of(desired) for desired in state.releases]
+        students = {desired.student for desired in state.releases}
+        others = [desired for desired in state.releases if desired.student != running.student]
+        due = [desired for desired in others if self._is_due(desired) and self._precedence.is_new(desired)]
+        if due or any(model.student not in students for model in self._hub.models()):
+            log.info("transfer_put_off", release=running.release)
+            return True
+        return False
 
     def _pause(self, desired: agent_pb2.DesiredRelease, wish: bytes, pause: TransferPausedError) -> None:
         fetched_bytes = self._fetched.add(desired.student, wish, pause.fetched_bytes, pause.resumed_bytes)
         if pause.braked:
-            log.info("transfer_given_up", release=desired.release, fetched_bytes=fetched_bytes)
-            self.wake(0.0)
+            log.info("transfer_stopped", release=desired.release, fetched_bytes=fetched_bytes)
             return
         self._deferred[desired.student] = wish
         log.info("transfer_deferred", release=desired.release, resume_time=str(pause.resume_time))
@@ -215,7 +242,7 @@ class Reconciler:
             fetched_bytes=fetched_bytes,
             resume_time=pause.resume_time,
         )
-        self._waits(desired, wish)
+        self._waits(desired)
 
     def _install(self, desired: agent_pb2.DesiredRelease, wish: bytes, brake: Brake) -> None:
         installed, engine = self._swapper.install(desired, brake)
@@ -258,14 +285,6 @@ class Reconciler:
                 log.info("student_removed", student=model.student)
         ids = [names.parse(student, "students") for student in wanted]
         await asyncio.to_thread(self._installer.retain, ids)
-
-
-def _wish_of(desired: agent_pb2.DesiredRelease) -> bytes:
-    """What is desired, whenever it may begin."""
-    wish = agent_pb2.DesiredRelease()
-    wish.CopyFrom(desired)
-    wish.ClearField("not_before_time")
-    return wish.SerializeToString(deterministic=True)
 
 
 def _fetched_of(error: EbbflowError) -> tuple[int, int]:

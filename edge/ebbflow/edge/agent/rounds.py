@@ -14,7 +14,7 @@ from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.identity.keys import sign
 from ebbflow.common.privacy.plans import runs_student
 from ebbflow.common.privacy.vector import AdapterContribution, Contribution
-from ebbflow.edge.agent.background import in_background
+from ebbflow.edge.agent.background import Halt, in_background
 from ebbflow.edge.agent.cloud import Cloud
 from ebbflow.edge.agent.held_plans import HeldPlans
 from ebbflow.edge.agent.likeness import Likeness
@@ -81,6 +81,8 @@ class Rounds:
         a grid that was laid when the plans came, and the cloud hears nothing of rounds before that, whatever it asks:
         newer keys are fetched before anything is computed.
 
+        Whoever cancels a look ends at once what is being computed: nothing is charged, and the round is answered later.
+
         Raises:
             EbbflowError: why the cloud could not be asked, or the first thing that went wrong afterwards; what was
                 charged is kept and sent later.
@@ -95,8 +97,12 @@ class Rounds:
         await self._send(failures)
         due = await asyncio.to_thread(self._due, plans, failures)
         step_s = 0.0
-        for signed, admitted in due:
-            step_s = max(step_s, await asyncio.to_thread(self._answer, signed, admitted, failures))
+        halt = Halt()
+        try:
+            for signed, admitted in due:
+                step_s = max(step_s, await asyncio.to_thread(self._answer, signed, admitted, failures, halt))
+        finally:
+            halt.call()  # else the thread would go on for minutes, and hold up the end of the process
         if step_s:
             await self._sleep(to_next(step_s, self._stopwatch() - arrived_s))
             await self._send(failures)
@@ -162,7 +168,7 @@ class Rounds:
         self._store.check(admitted, now)
         return True
 
-    def _answer(self, signed: pb.SignedPlan, admitted: AdmittedPlan, failures: list[EbbflowError]) -> float:
+    def _answer(self, signed: pb.SignedPlan, admitted: AdmittedPlan, failures: list[EbbflowError], halt: Halt) -> float:
         """Answers a plan, or keeps why not.
 
         Returns:
@@ -170,13 +176,15 @@ class Rounds:
         """
         begun = threading.Event()
         with self._kept(signed, failures, admitted):
+            halt.check()
             if self._is_due(admitted):  # the plans before it have been charged meanwhile
-                self._release(admitted, begun.set)
+                self._release(admitted, begun.set, halt)
         return self._step_s(admitted.plan) if begun.is_set() else 0.0
 
-    def _release(self, admitted: AdmittedPlan, begin: Callable[[], None]) -> None:
-        contributions, base_release = self._contributions(admitted, begin)
+    def _release(self, admitted: AdmittedPlan, begin: Callable[[], None], halt: Halt) -> None:
+        contributions, base_release = self._contributions(admitted, begin, halt)
         begin()
+        halt.check()  # the store may be closed by now
         now = self._clock.now()
         self._store.release_batch(admitted, contributions, self._sign, now, base_release)
         self._clock.charged(now)
@@ -227,7 +235,7 @@ class Rounds:
         return admit(signed, self._trust.feedback_keys(), self._ceiling, self._clock.now())
 
     def _contributions(
-        self, admitted: AdmittedPlan, begin: Callable[[], None]
+        self, admitted: AdmittedPlan, begin: Callable[[], None], halt: Halt
     ) -> tuple[list[Contribution] | list[AdapterContribution], int]:
         """What users add, and the release that their changes are to; 0 for votes.
 
@@ -235,13 +243,13 @@ class Rounds:
         as long as something else keeps the core busy.
         """
         if admitted.plan.HasField("adapter"):
-            return self._updates.contributions(admitted, begin)
+            return self._updates.contributions(admitted, begin, halt)
         if runs_student(admitted.plan):
-            return in_background(lambda: self._votes(admitted, begin)), 0
-        return self._votes(admitted, begin), 0
+            return in_background(lambda: self._votes(admitted, begin, halt)), 0
+        return self._votes(admitted, begin, halt), 0
 
-    def _votes(self, admitted: AdmittedPlan, begin: Callable[[], None]) -> list[Contribution]:
-        with self._likeness.of(admitted.plan) as embed:
+    def _votes(self, admitted: AdmittedPlan, begin: Callable[[], None], halt: Halt) -> list[Contribution]:
+        with self._likeness.of(admitted.plan, halt) as embed:
             begin()
             return self._store.contributions(admitted, embed) if embed else []
 

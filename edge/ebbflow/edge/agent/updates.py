@@ -13,7 +13,7 @@ from ebbflow.api.v1 import resources_pb2 as rpb
 from ebbflow.common.errors import EbbflowError, Reason
 from ebbflow.common.privacy.vector import AdapterContribution
 from ebbflow.common.student.tokens import Tokenizer
-from ebbflow.edge.agent.background import in_background
+from ebbflow.edge.agent.background import Halt, in_background
 from ebbflow.edge.delivery.slots import SlotStore
 from ebbflow.edge.feedback.interactions import Interaction
 from ebbflow.edge.feedback.plans import AdmittedPlan
@@ -31,7 +31,9 @@ class Updates:
     def __init__(self, slots: SlotStore, store: FeedbackStore) -> None:
         self._slots, self._store = slots, store
 
-    def contributions(self, admitted: AdmittedPlan, begin: Callable[[], None]) -> tuple[list[AdapterContribution], int]:
+    def contributions(
+        self, admitted: AdmittedPlan, begin: Callable[[], None], halt: Halt | None = None
+    ) -> tuple[list[AdapterContribution], int]:
         """Returns one change for each user, and the release that they change.
 
         A device that serves no release that the plan takes has no change to tell, and returns release 0: its batch is
@@ -41,27 +43,31 @@ class Updates:
         Args:
             admitted: the plan.
             begin: called before users are looked at; what is raised before that says nothing about them.
+            halt: asked before each step of training.
 
         Raises:
             EbbflowError: EXTRA_MISSING without torch or Opacus; PLAN_INVALID if the student has not the plan's values;
-                OUT_OF_MEMORY; FILE_CORRUPT if the weights cannot be read.
+                OUT_OF_MEMORY; FILE_CORRUPT if the weights cannot be read; AGENT_STOPPING.
         """
         _check_extra()
+        halt = halt or Halt()
         plan, student_id = admitted.plan.adapter, admitted.student_id
         slot = self._slots.read(student_id).current
         if slot is None or not plan.release - plan.max_staleness <= slot.release <= plan.release:
             return [], 0
         weights = self._slots.path(student_id, slot, "weights")
         tokenizer = Tokenizer.from_file(self._slots.path(student_id, slot, "tokenizer"))
-        users = self._sequences(admitted, tokenizer, begin)
-        return in_background(lambda: _train(weights, plan, users)), slot.release
+        users = self._sequences(admitted, tokenizer, begin, halt)
+        return in_background(lambda: _train(weights, plan, users, halt)), slot.release
 
     def _sequences(
-        self, admitted: AdmittedPlan, tokenizer: Tokenizer, begin: Callable[[], None]
+        self, admitted: AdmittedPlan, tokenizer: Tokenizer, begin: Callable[[], None], halt: Halt
     ) -> Iterable[dict[str, list[int]]]:
         """Yields the tokens of each user's texts by the ids of their interactions, user by user."""
         begin()
+        halt.check()
         for interactions in self._store.users(admitted).values():
+            halt.check()  # the store may be closed by now
             texts = self._store.texts([each.id for each in interactions])
             yield {
                 each.id: tokens_of(each, *texts[each.id], tokenizer, admitted.plan.adapter.sequence_length)
@@ -93,7 +99,9 @@ def _check_extra() -> None:
         raise EbbflowError(Reason.EXTRA_MISSING, message, extra="edge-torch")
 
 
-def _train(weights: Path, plan: pb.AdapterPlan, users: Iterable[dict[str, list[int]]]) -> list[AdapterContribution]:
+def _train(
+    weights: Path, plan: pb.AdapterPlan, users: Iterable[dict[str, list[int]]], halt: Halt | None = None
+) -> list[AdapterContribution]:
     import torch
 
     from ebbflow.common.codes.twin import load_weights
@@ -104,7 +112,7 @@ def _train(weights: Path, plan: pb.AdapterPlan, users: Iterable[dict[str, list[i
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        trainer = Trainer(load_weights(weights), plan)
+        trainer = Trainer(load_weights(weights), plan, (halt or Halt()).check)
         return [replace(trainer.change(list(texts.values())), made_of=frozenset(texts)) for texts in users]
     except MemoryError as error:
         raise EbbflowError(Reason.OUT_OF_MEMORY, "there is no memory to train an adapter") from error

@@ -18,7 +18,7 @@ does depend on anybody's texts. Five traps of training with gradients of single 
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -42,14 +42,15 @@ class Trainer:
     Args:
         student: weights of the release that the plan takes; changed in place, and of no other use afterwards.
         plan: the round's adapter plan.
+        check: called before each step; what it raises ends the training.
 
     Raises:
         EbbflowError: PLAN_INVALID if the plan does not fit the student; INTERNAL if training does not move the adapter.
     """
 
-    def __init__(self, student: Student, plan: pb.AdapterPlan) -> None:
+    def __init__(self, student: Student, plan: pb.AdapterPlan, check: Callable[[], None] = lambda: None) -> None:
         adapters.check_fits(plan, student.config)
-        self._plan, self._student = plan, student
+        self._plan, self._student, self._check = plan, student, check
         self._adapter = Adapter(student, plan.modules, plan.rank, plan.seed)
         student.train()  # Opacus' hooks look away otherwise
         # All else is frozen; without this the first adapter's hook has no gradient of its input to wait for, and warns.
@@ -84,6 +85,7 @@ class Trainer:
             loss_reduction="mean",
         )
         for _ in range(plan.steps):
+            self._check()
             optimizer.zero_grad()
             if sequences:
                 batch = [secrets.choice(sequences) for _ in range(plan.batch_size)]
