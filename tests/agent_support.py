@@ -20,6 +20,15 @@ async def enrolled(cloud: CloudWorld, settings: AgentSettings) -> str:
     return await asyncio.to_thread(enrol, settings.folder, wish, device_profile(settings))
 
 
+async def assigned(cloud: CloudWorld, settings: AgentSettings) -> str:
+    """Enrols a device that is to serve the first release of the only student."""
+    name = await enrolled(cloud, settings)
+    cloud.student()
+    cloud.publish(1)
+    cloud.assign(name, 1)
+    return name
+
+
 @contextlib.asynccontextmanager
 async def alive(settings: AgentSettings) -> AsyncIterator[Agent]:
     """Runs an agent, and drains it in the end."""

@@ -143,41 +143,42 @@ def _reopened(folder: Path) -> Device:
     return device
 
 
-async def test_agents_are_told_their_charges_with_the_plans(plane: Plane) -> None:
+def serving_agent(plane: Plane) -> Any:
     plane.student()
     plane.release()
     agent = plane.agent("kiosk-7")
     plane.roll_out("faq", 1)
     plane.serve("kiosk-7", "faq", 1)
+    return agent
+
+
+def opened(plane: Plane) -> str:
+    """Opens a round; returns its name."""
     with plane.registry.transaction() as session:
         student = session.get_one(Student, "faq")
         bins = [pb.Bin(bin_id="a", texts=["b"])]
-        round_ = rounds.open_round(session, student, bins, plane.cloud.plan_signer, clock_now())
+        return f"rounds/{rounds.open_round(session, student, bins, plane.cloud.plan_signer, clock_now()).id}"
+
+
+async def test_agents_are_told_their_charges_with_the_plans(plane: Plane) -> None:
+    agent = serving_agent(plane)
+    round_ = opened(plane)
     stub = FeedbackServiceStub(agent.channel)
     answer = await stub.GetPlan(pb.GetPlanRequest())
     assert (len(answer.plans), len(answer.charges)) == (1, 0)
-    batch = pb.FeedbackBatch(batch_id="00000000-0000-4000-8000-000000000000", round=f"rounds/{round_.id}")
+    batch = pb.FeedbackBatch(batch_id="00000000-0000-4000-8000-000000000000", round=round_)
     data = batch.SerializeToString(deterministic=True)
     with pytest.raises(EbbflowError) as caught:
         await stub.SubmitBatch(pb.SubmitBatchRequest(batch=pb.SignedBatch(batch=data, signature=sign(agent.key, data))))
     assert caught.value.reason is Reason.BATCH_REFUSED
     answer = await stub.GetPlan(pb.GetPlanRequest())
-    assert [charge.round for charge in answer.charges] == [f"rounds/{round_.id}"]
+    assert [charge.round for charge in answer.charges] == [round_]
     assert not answer.plans, "the charge says enough"
 
 
 async def test_a_plan_that_an_agent_holds_is_not_sent_again(plane: Plane) -> None:
-    plane.student()
-    plane.release()
-    agent = plane.agent("kiosk-7")
-    plane.roll_out("faq", 1)
-    plane.serve("kiosk-7", "faq", 1)
-    names = []
-    for _ in range(2):
-        with plane.registry.transaction() as session:
-            student = session.get_one(Student, "faq")
-            bins = [pb.Bin(bin_id="a", texts=["b"])]
-            names.append(f"rounds/{rounds.open_round(session, student, bins, plane.cloud.plan_signer, clock_now()).id}")
+    agent = serving_agent(plane)
+    names = [opened(plane), opened(plane)]
     first, second = names
     stub = FeedbackServiceStub(agent.channel)
     for held in ([], [first], [first, second], ["rounds/closed", "nonsense", second]):

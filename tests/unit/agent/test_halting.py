@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_students
 from adapter_world import adapter_plan, config
-from agent_support import alive, enrolled, until
+from agent_support import alive, assigned, enrolled, until
 from agent_world import CloudWorld
 from structlog.testing import capture_logs
 
@@ -85,10 +85,7 @@ async def test_a_round_whose_votes_are_cut_off_is_answered_after_the_restart(
 
     monkeypatch.setattr(likeness, "load_engine", load)
     settings = cloud.device()
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     with capture_logs() as logs:
         async with alive(settings) as agent:
             await until(lambda: cloud.assignment(name).serving_number == 1)

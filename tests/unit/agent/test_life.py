@@ -8,7 +8,7 @@ import grpc
 import openai
 import psutil
 import pytest
-from agent_support import alive, enrolled, until
+from agent_support import alive, assigned, enrolled, until
 from agent_world import CloudWorld
 from typer.testing import CliRunner
 
@@ -41,10 +41,7 @@ def serves(agent: Agent, number: int) -> bool:
 
 async def test_a_release_comes_in_is_swapped_and_reported(cloud: CloudWorld) -> None:
     settings = cloud.device()
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: serves(agent, 1))
         assert (await ask(agent)).model == "students/faq/releases/1"
@@ -105,10 +102,7 @@ async def test_without_the_network_the_agent_serves_at_once_and_comes_back_later
 
 async def test_a_student_that_is_taken_away_is_removed(cloud: CloudWorld) -> None:
     settings = cloud.device()
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: serves(agent, 1))
         cloud.assign(name, None)
@@ -146,10 +140,7 @@ async def test_an_agent_that_is_shut_out_serves_on_and_says_so(
     cloud: CloudWorld, state: AgentState, reason: str
 ) -> None:
     settings = cloud.device()
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: serves(agent, 1) and agent.connected)
         cloud.shut_out(name, state)
@@ -164,10 +155,7 @@ async def test_an_agent_that_is_shut_out_serves_on_and_says_so(
 
 async def test_a_purge_from_the_command_line_empties_the_cache_of_prompts(cloud: CloudWorld) -> None:
     settings = cloud.device()
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: serves(agent, 1))
         await ask(agent, prompt="How do I read a file? " * 5, max_tokens=1)

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 import tiny_students
-from agent_support import FAST, alive, enrolled, until
+from agent_support import FAST, alive, assigned, until
 from agent_world import CloudWorld
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -49,10 +49,7 @@ async def test_the_metrics_tell_of_requests_engine_and_device_until_the_student_
     cloud: CloudWorld,
 ) -> None:
     settings = cloud.device()
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(agent.hub.models)
         async with openai.AsyncOpenAI(base_url=agent.endpoints.http, api_key="none", max_retries=0) as client:
@@ -112,10 +109,7 @@ def test_heat_battery_and_energy_are_told_where_the_machine_tells_them(board: Pa
 
 async def test_a_stopped_agent_says_that_it_drains_and_answers_what_runs(cloud: CloudWorld) -> None:
     settings = cloud.device(grace_s=20)
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    await assigned(cloud, settings)
     agent, stop, ready = Agent(settings, FAST), asyncio.Event(), asyncio.Event()
     running = asyncio.create_task(agent.run(stop, lambda _: ready.set()))
     await ready.wait()

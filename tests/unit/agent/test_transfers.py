@@ -5,7 +5,7 @@ import datetime as dt
 from typing import Any
 
 import pytest
-from agent_support import alive, enrolled, until
+from agent_support import alive, assigned, enrolled, until
 from agent_world import CloudWorld
 
 from ebbflow.api.v1 import agent_pb2, resources_pb2
@@ -63,10 +63,7 @@ def not_before(monkeypatch: pytest.MonkeyPatch) -> dict[int, dt.datetime]:
 async def test_outside_its_window_an_agent_defers_says_until_when_and_serves_on(cloud: CloudWorld) -> None:
     opens = now() + 3 * HOUR
     settings = cloud.device(bandwidth_limit="100MB/s")
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: serves(agent, 1))
         agent.traffic.windows = parse_windows([window(opens)], "UTC")
@@ -90,10 +87,7 @@ async def test_outside_its_window_an_agent_defers_says_until_when_and_serves_on(
 
 async def test_a_transfer_stops_at_the_end_of_its_window_and_goes_on_when_the_next_one_opens(cloud: CloudWorld) -> None:
     settings = cloud.device(bandwidth_limit="4kB/s")  # many seconds from the first bytes to the last
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: partial_bytes(settings) > 8000)
         said = lines(await asyncio.to_thread(ask_status, settings))
@@ -122,10 +116,7 @@ def full_bytes(cloud: CloudWorld, number: int) -> int:
 
 async def test_bytes_of_before_a_restart_count(cloud: CloudWorld) -> None:
     settings = cloud.device(bandwidth_limit="4kB/s")
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: partial_bytes(settings) > 8000)
     assert partial_bytes(settings) > 8000
@@ -139,10 +130,7 @@ async def test_bytes_of_before_a_restart_count(cloud: CloudWorld) -> None:
 
 async def test_an_agent_that_ends_while_it_fetches_ends_at_once(cloud: CloudWorld) -> None:
     settings = cloud.device(bandwidth_limit="1kB/s")
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    await assigned(cloud, settings)
     async with alive(settings) as agent:
         await until(lambda: partial_bytes(settings) > 0)
         assert agent.transfers().HasField("transfer")
@@ -219,10 +207,7 @@ def test_nothing_to_say_says_nothing() -> None:
 
 async def test_a_slow_transfer_keeps_telling_the_cloud_that_it_moves_on(cloud: CloudWorld) -> None:
     settings = cloud.device(bandwidth_limit="1kB/s")
-    name = await enrolled(cloud, settings)
-    cloud.student()
-    cloud.publish(1)
-    cloud.assign(name, 1)
+    name = await assigned(cloud, settings)
     told: list[int] = []
     async with alive(settings) as agent:
         for _ in range(2):
